@@ -1,0 +1,52 @@
+# Every target makes .venv and installs into it first, where that is not done yet.
+
+PYTHON ?= python3
+OUT ?= demo
+
+BIN := .venv/bin
+INSTALLED := .venv/installed
+
+.PHONY: demo test test-slow lint bench bench-gpu constraints clean
+.DELETE_ON_ERROR:
+
+demo: $(INSTALLED)
+	$(BIN)/nnunet-godc demo --out "$(OUT)"
+
+test: $(INSTALLED)
+	$(BIN)/python -m pytest -m "not slow"
+
+test-slow: $(INSTALLED)
+	$(BIN)/python -m pytest -m slow
+
+lint: $(INSTALLED)
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+
+bench: $(INSTALLED)
+	$(BIN)/python benchmarks/loss.py
+	$(BIN)/python benchmarks/deform_conv.py
+
+bench-gpu: $(INSTALLED)
+	$(BIN)/python benchmarks/training_gpu.py
+
+# Renews every pinned version; commit what it writes.
+constraints: $(INSTALLED)
+	$(BIN)/uv pip compile --quiet --upgrade --universal --python-version 3.10 --extra dev \
+		--custom-compile-command "make constraints" --no-annotate --output-file constraints.txt pyproject.toml
+
+clean:
+	rm -rf .venv build dist *.egg-info
+
+$(INSTALLED): pyproject.toml setup.py nnunet_godc.pth constraints.txt
+	@command -v "$(PYTHON)" >/dev/null || \
+		{ echo "$(PYTHON) is not to be found: install Python 3.10 to 3.13, or name it, as in 'make test PYTHON=/path/to/python3'." >&2; exit 1; }
+	@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
+		{ echo "$$("$(PYTHON)" --version 2>&1) is too old: name a Python 3.10 to 3.13, as in 'make test PYTHON=python3.11'." >&2; exit 1; }
+	@"$(PYTHON)" -c 'import ensurepip, venv' 2>/dev/null || \
+		{ echo "$(PYTHON) cannot make virtual environments: install its venv module (Debian and Ubuntu: apt-get install python3-venv)." >&2; exit 1; }
+	"$(PYTHON)" -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt uv
+	UV_HTTP_TIMEOUT=300 $(BIN)/uv pip install --python $(BIN)/python \
+		--constraint constraints.txt --build-constraint constraints.txt --editable '.[dev]'
+	@touch $@

@@ -1,0 +1,51 @@
+"""The command `nnunet-godc`. Each sub-command is a module here; it imports what it needs when it runs."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from typing import Protocol
+
+import nnunet_godc
+from nnunet_godc.cli import demo, doctor, warm_start
+from nnunet_godc.errors import UserError
+
+
+class Command(Protocol):
+    """What a sub-command's module offers; the first line of its docstring is its help."""
+
+    __doc__: str | None
+
+    def add_arguments(self, parser: argparse.ArgumentParser) -> None: ...
+
+    def run(self, arguments: argparse.Namespace) -> int:
+        """Does the work and returns the exit status."""
+
+
+COMMANDS: dict[str, Command] = {"demo": demo, "doctor": doctor, "warm-start": warm_start}
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="nnunet-godc",
+        description="GODC and LFAM for nnU-Net. Training and prediction go through nnU-Net's own commands, "
+        "for example: nnUNetv2_train 501 3d_fullres 0 -tr nnUNetTrainerGODCLFAM",
+    )
+    parser.add_argument("--version", action="version", version=f"nnunet-godc {nnunet_godc.__version__}")
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+    for name, command in COMMANDS.items():
+        summary = (command.__doc__ or "").partition("\n")[0]
+        command_parser = commands.add_parser(name, help=summary, description=summary)
+        command.add_arguments(command_parser)
+        command_parser.set_defaults(run=command.run)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs `nnunet-godc` with `argv` (default: the process's own arguments) and returns the exit status."""
+    arguments = build_parser().parse_args(argv)
+    try:
+        status: int = arguments.run(arguments)
+    except UserError as error:
+        print(f"nnunet-godc: {error}", file=sys.stderr)
+        return 1
+    return status

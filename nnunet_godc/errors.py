@@ -1,0 +1,5 @@
+"""What this package raises when the remedy lies with the user."""
+
+
+class UserError(Exception):
+    """One sentence: what is wrong, where, and how to mend it. The command line prints it and exits with 1."""

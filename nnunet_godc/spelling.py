@@ -1,0 +1,34 @@
+"""The nearest known name to a misspelt one."""
+
+import sys
+from collections.abc import Iterable
+from difflib import get_close_matches
+from functools import cache
+
+_TRAINER_PREFIX = "nnunettrainer"  # in lower case: mistaken capitals are the commonest misspelling
+_CUTOFF = 0.7
+
+
+def nearest_trainer_name(misspelt: str, known: Iterable[str]) -> str | None:
+    """The one of `known` that `misspelt` most likely meant; None if none is near, or it is no trainer's name at all.
+
+    Only what follows `nnUNetTrainer` is compared, without regard to case: the long common beginning would make all
+    names look alike.
+    """
+
+    def variant(name: str) -> str:
+        return name.lower().removeprefix(_TRAINER_PREFIX)
+
+    if not misspelt.lower().startswith(_TRAINER_PREFIX):
+        return None
+    names = {variant(name): name for name in known if name.lower().startswith(_TRAINER_PREFIX)}
+    nearest = get_close_matches(variant(misspelt), names, n=1, cutoff=_CUTOFF)
+    return names[nearest[0]] if nearest else None
+
+
+@cache
+def point_out_misspelling(misspelt: str, known: frozenset[str]) -> None:
+    """Names the nearest of `known` on stderr, if one is near; once for each name, however often nnU-Net looks."""
+    nearest = nearest_trainer_name(misspelt, known)
+    if nearest is not None:
+        print(f"nnunet-godc knows no trainer called {misspelt}; did you mean {nearest}?", file=sys.stderr)
