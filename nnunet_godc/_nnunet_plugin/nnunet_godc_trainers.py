@@ -26,4 +26,5 @@ def __getattr__(name: str) -> object:
 
 
 def _names_of_subclasses(parent: type) -> set[str]:
-    return {parent.__name__}.union(*(_names_of_subclasses(child) for child in parent.__subclasses__()))
+    children: list[type] = parent.__subclasses__()
+    return {parent.__name__}.union(*(_names_of_subclasses(child) for child in children))

@@ -21,6 +21,7 @@ from nnunet_godc.compatibility import nnunet_problem
 
 PLUGIN_FOLDER = Path(nnunet_godc.__file__).with_name("_nnunet_plugin")
 REINSTALL = "run `pip install --force-reinstall --no-deps nnunet-godc` (or from your checkout: `pip install -e .`)."
+SEE_ABOVE = "mend what is reported above, or reinstall nnunet-godc."
 _FOLDERS = {
     "nnUNet_raw": "the data sets as you bring them",
     "nnUNet_preprocessed": "plans and preprocessed data",
@@ -101,8 +102,8 @@ def check_folders() -> Iterator[Finding]:
             yield Finding(
                 "problem",
                 variable,
-                f"is not set: {purpose}",
-                f"run `export {variable}=FOLDER`, in your shell's profile.",
+                f"is not set ({purpose})",
+                f"put `export {variable}=FOLDER` into your shell's profile.",
             )
         elif not folder.exists():
             yield Finding("problem", variable, f"{value} does not exist", f"run `mkdir -p {value}`.")
@@ -129,9 +130,7 @@ def check_trainers() -> Iterator[Finding]:
 
         from nnunet_godc import trainers
     except Exception as error:
-        yield Finding(
-            "problem", "import", _in_one_line(error), "mend what is reported above, or reinstall nnunet-godc."
-        )
+        yield Finding("problem", "import", _in_one_line(error), SEE_ABOVE)
         return
 
     all_import = True
@@ -151,7 +150,7 @@ def check_trainers() -> Iterator[Finding]:
                 "problem",
                 "your folder",
                 f"{entry} cannot be imported: {_in_one_line(error)}",
-                "mend that module, or take its folder out of nnUNet_extTrainer: nnU-Net stops at it before our trainers.",
+                "mend that module or take its folder out of nnUNet_extTrainer: nnU-Net stops there, before our trainers.",
             )
         else:
             yield Finding("ok", "your folder", entry)
@@ -195,9 +194,7 @@ def check_backends() -> Iterator[Finding]:
     try:
         from nnunet_godc.ops import available_backends
     except Exception as error:
-        yield Finding(
-            "problem", "import", _in_one_line(error), "mend what is reported above, or reinstall nnunet-godc."
-        )
+        yield Finding("problem", "import", _in_one_line(error), SEE_ABOVE)
         return
     for name, why_not in available_backends().items():
         yield Finding("ok", name, "usable") if why_not is None else Finding("note", name, f"not usable: {why_not}")
