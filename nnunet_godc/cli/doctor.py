@@ -150,7 +150,7 @@ def check_trainers() -> Iterator[Finding]:
                 "problem",
                 "your folder",
                 f"{entry} cannot be imported: {_in_one_line(error)}",
-                "mend that module or take its folder out of nnUNet_extTrainer: nnU-Net stops there, before our trainers.",
+                "mend that module or take its folder out of nnUNet_extTrainer: nnU-Net stops there, before ours.",
             )
         else:
             yield Finding("ok", "your folder", entry)
