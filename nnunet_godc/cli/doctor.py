@@ -54,9 +54,10 @@ def run(arguments: argparse.Namespace) -> int:
     }
     number_of_problems = 0
     for title, check in checks.items():
+        print(title, flush=True)  # before the check: importing torch and nnU-Net takes a while
         findings = list(check())
+        print(format_findings(findings), end="\n\n")
         number_of_problems += sum(finding.status == "problem" for finding in findings)
-        print(f"{title}\n{format_findings(findings)}\n", flush=True)
     if number_of_problems == 0:
         print("Everything that training needs is in place.")
         return 0
@@ -121,7 +122,7 @@ def check_folders() -> Iterator[Finding]:
 
 def check_trainers() -> Iterator[Finding]:
     entries = [entry for entry in os.environ.get("nnUNet_extTrainer", "").split(os.pathsep) if entry.strip()]
-    hook_worked = any(_is_same_folder(entry, PLUGIN_FOLDER) for entry in entries)
+    hook_worked = any(_is_plugin_folder(entry) for entry in entries)
     if not hook_worked:
         yield Finding("problem", "start-up hook", f"has not added {PLUGIN_FOLDER} to nnUNet_extTrainer", REINSTALL)
     try:
@@ -135,7 +136,8 @@ def check_trainers() -> Iterator[Finding]:
 
     all_import = True
     for entry in entries:
-        if _is_same_folder(entry, PLUGIN_FOLDER):
+        if _is_plugin_folder(entry):
+            yield Finding("ok", "plug-in folder", entry)
             continue
         if not Path(entry).is_dir():
             yield Finding("note", "your folder", f"{entry} does not exist, and nnU-Net passes over it")
@@ -157,7 +159,6 @@ def check_trainers() -> Iterator[Finding]:
     if not (hook_worked and all_import):
         return
 
-    yield Finding("ok", "plug-in folder", str(PLUGIN_FOLDER))
     for name in trainers.__all__:
         output = io.StringIO()
         try:
@@ -170,10 +171,10 @@ def check_trainers() -> Iterator[Finding]:
         where = place[1] if place else "nnU-Net itself"
         if found is not getattr(trainers, name):
             yield Finding("note", name, f"is hidden by a class of the same name in {where}")
-        elif _is_same_folder(where, PLUGIN_FOLDER):
-            yield Finding("ok", name, "found by nnU-Net in the plug-in folder")
         else:
-            yield Finding("ok", name, f"found by nnU-Net in {where}")
+            yield Finding(
+                "ok", name, f"found by nnU-Net in {'the plug-in folder' if _is_plugin_folder(where) else where}"
+            )
 
 
 def check_cuda() -> Iterator[Finding]:
@@ -214,5 +215,6 @@ def _in_one_line(error: Exception) -> str:
     return f"{type(error).__name__}: {' '.join(str(error).split())}"
 
 
-def _is_same_folder(entry: str, folder: Path) -> bool:
-    return Path(entry).resolve() == folder.resolve()
+def _is_plugin_folder(entry: str) -> bool:
+    """Whether it is ours. That of another installation serves as well: it holds what this Python's package exports."""
+    return Path(entry).parts[-2:] == PLUGIN_FOLDER.parts[-2:]
