@@ -1,0 +1,121 @@
+"""Writing the phantoms as a raw nnU-Net dataset: imagesTr, labelsTr, imagesTs, labelsTs and dataset.json."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import nibabel
+import numpy as np
+from numpy.typing import NDArray
+
+from nnunet_godc.demo.phantom import LIVER, TUMOUR, Phantom, make_phantom
+
+DATASET_ID = 500
+DATASET_NAME = f"Dataset{DATASET_ID}_Phantom"
+FILE_ENDING = ".nii.gz"
+TRAINING, HELD_OUT = 12, 3  # cases
+
+# Stored orientations in turn: the two that scanners and converters write most, and both with the slices upside down.
+ORIENTATIONS = ("LPS", "RAS", "LPI", "RAI")
+
+
+@dataclass(frozen=True)
+class Case:
+    """What is to be drawn for one patient; see `make_phantom` for the units."""
+
+    name: str
+    seed: int
+    orientation: str
+    spacing: tuple[float, float, float]
+    lesion_radii: tuple[float, ...]
+
+    def draw(self) -> Phantom:
+        """Draw the patient on a grid of about 350 x 290 x 200 mm, stored in the case's orientation."""
+        extent = (346.0, 288.0, 200.0)
+        x, y, z = (round(length / step) for length, step in zip(extent, self.spacing, strict=True))
+        phantom = make_phantom(self.seed, shape=(x, y, z), spacing=self.spacing, lesion_radii=self.lesion_radii)
+        return phantom.reoriented(self.orientation)
+
+
+def phantom_cases(count: int, *, seed: int) -> Iterator[Case]:
+    """The first `count` cases of the collection that `seed` stands for.
+
+    The first has no tumour, as some LiTS cases have none. Every other one has lesions from a few millimetres to a few
+    centimetres, so that their volumes span more than two orders of magnitude within a patient.
+    """
+    for index in range(count):
+        random = np.random.default_rng([seed, index])
+        in_plane = round(float(random.uniform(3.3, 3.9)), 2)
+        slices = round(float(random.uniform(4.4, 5.6)), 2)
+        radii = np.geomspace(random.uniform(3.5, 5), random.uniform(26, 32), num=random.integers(3, 6))
+        yield Case(
+            name=f"phantom_{index:03d}",
+            seed=int(random.integers(2**31)),
+            orientation=ORIENTATIONS[index % len(ORIENTATIONS)],
+            spacing=(in_plane, in_plane, slices),
+            lesion_radii=tuple(float(radius) for radius in radii) if index else (),
+        )
+
+
+def write_phantom_dataset(folder: Path, *, training: int = TRAINING, test: int = HELD_OUT, seed: int = 0) -> None:
+    """Write a raw dataset of `training` cases and `test` held-out cases to `folder`, which must not exist yet.
+
+    Images are int16 Hounsfield units, labels uint8 (1 liver, 2 tumour). The same arguments give the same voxels. The
+    folder appears only when it is complete.
+
+    Raises:
+        FileExistsError: `folder` exists.
+        ValueError: fewer than 5 training cases (nnU-Net's cross-validation has five folds), or a negative `test`.
+    """
+    if training < 5 or test < 0:
+        raise ValueError(
+            f"a dataset needs at least 5 training and no negative number of test cases: {training}, {test}"
+        )
+    if folder.exists():
+        raise FileExistsError(f"{folder} exists already; move it away or choose another folder")
+    unfinished = folder.with_name(folder.name + ".unfinished")
+    shutil.rmtree(unfinished, ignore_errors=True)
+    for part in ("imagesTr", "labelsTr", "imagesTs", "labelsTs"):
+        (unfinished / part).mkdir(parents=True)
+    try:
+        for number, case in enumerate(phantom_cases(training + test, seed=seed), start=1):
+            part = "Tr" if number <= training else "Ts"
+            phantom = case.draw()
+            _write_volume(
+                unfinished / f"images{part}" / f"{case.name}_0000{FILE_ENDING}", phantom.image, phantom.affine
+            )
+            _write_volume(unfinished / f"labels{part}" / f"{case.name}{FILE_ENDING}", phantom.labels, phantom.affine)
+        _write_dataset_json(unfinished, training)
+        unfinished.rename(folder)
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+
+
+def _write_volume(path: Path, voxels: NDArray[np.int16] | NDArray[np.uint8], affine: NDArray[np.float64]) -> None:
+    volume = nibabel.Nifti1Image(voxels, affine)
+    volume.header.set_xyzt_units("mm")
+    # Both forms say the same: readers differ in which of them they believe.
+    volume.set_qform(affine, code="scanner")
+    volume.set_sform(affine, code="scanner")
+    nibabel.save(volume, path)
+
+
+def _write_dataset_json(folder: Path, training: int) -> None:
+    from nnunetv2.dataset_conversion.generate_dataset_json import generate_dataset_json
+
+    generate_dataset_json(
+        str(folder),
+        channel_names={0: "CT"},
+        labels={"background": 0, "liver": LIVER, "tumour": TUMOUR},
+        num_training_cases=training,
+        file_ending=FILE_ENDING,
+        dataset_name=DATASET_NAME,
+        description="CT-like phantoms: livers with lesions of very different sizes, drawn by nnunet-godc",
+        license="Apache-2.0",
+        converted_by="nnunet-godc",
+        # Stored orientations differ between cases; this reader of nnU-Net brings them to one and predictions back.
+        overwrite_image_reader_writer="NibabelIOWithReorient",
+    )
