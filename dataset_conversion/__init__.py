@@ -1,0 +1,1 @@
+"""One script per collection: writes it as a raw nnU-Net dataset."""
