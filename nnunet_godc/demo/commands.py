@@ -1,0 +1,148 @@
+"""Running nnU-Net's commands one after the other: full logs in files, progress on the screen."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sysconfig
+import time
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from nnunet_godc.errors import UserError
+
+Watcher = Callable[[str], str | None]
+"""Takes a line of a command's output; returns what is worth showing of it, or None."""
+
+LINES_SHOWN_ON_FAILURE = 20
+
+
+def find_command(name: str) -> str:
+    """Path of a command installed beside this Python, or else on the search path.
+
+    Raises:
+        UserError: there is none.
+    """
+    found = shutil.which(name, path=sysconfig.get_path("scripts")) or shutil.which(name)
+    if found is None:
+        raise UserError(f"the command {name} is not to be found; install nnU-Net with: pip install nnunetv2")
+    return found
+
+
+def nnunet_environment(raw: Path, preprocessed: Path, results: Path, *, processes: int) -> dict[str, str]:
+    """This process's environment with nnU-Net's three folders set, and few processes.
+
+    The user's own folders stay untouched: nothing but these variables tells nnU-Net where to write.
+    """
+    return {
+        **os.environ,
+        "nnUNet_raw": str(raw),
+        "nnUNet_preprocessed": str(preprocessed),
+        "nnUNet_results": str(results),
+        "nnUNet_def_n_proc": str(processes),
+        "nnUNet_n_proc_DA": "1",  # augmenting these small patches keeps up with training in one process
+        "nnUNet_wandb_enabled": "0",  # a demo has no place among the user's logged experiments
+        "OMP_NUM_THREADS": "1",  # for the workers; nnU-Net gives its main process all cores by itself
+        "PYTHONUNBUFFERED": "1",  # or progress would arrive in blocks, long after the fact
+    }
+
+
+def run_command(
+    command: Sequence[str], *, log: Path, environment: Mapping[str, str], watch: Watcher | None = None
+) -> None:
+    """Run `command` to its end; write all of its output to `log` and show what `watch` makes of each line.
+
+    Raises:
+        UserError: the command is missing or fails; the last lines of its log were printed.
+    """
+    started = time.monotonic()
+    print(f"  $ {' '.join(command)}", flush=True)
+    last_lines: deque[str] = deque(maxlen=LINES_SHOWN_ON_FAILURE)
+    with (
+        log.open("w", encoding="utf-8") as log_file,
+        subprocess.Popen(
+            [find_command(command[0]), *command[1:]],
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            encoding="utf-8",
+            errors="replace",
+        ) as process,
+    ):
+        assert process.stdout is not None
+        try:
+            for line in process.stdout:
+                log_file.write(line)
+                last_lines.append(line.rstrip())
+                shown = watch(line) if watch else None
+                if shown:
+                    print(f"    {shown}", flush=True)
+        except BaseException:
+            process.terminate()
+            raise
+    if process.returncode != 0:
+        print("\n".join(f"    | {line}" for line in last_lines), flush=True)
+        raise UserError(
+            f"{command[0]} ended with exit status {process.returncode}; its last lines stand above, all of it in {log}"
+        )
+    print(f"    done in {duration(time.monotonic() - started)}", flush=True)
+
+
+def duration(seconds: float) -> str:
+    """``'8 s'``, ``'1 min 20 s'``."""
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest} s" if minutes else f"{rest} s"
+
+
+def watch_cases(line: str) -> str | None:
+    """Shows which case nnU-Net predicts at the moment."""
+    match = re.match(r"Predicting (\S+):", line)
+    return f"predicting {match[1]}" if match else None
+
+
+@dataclass
+class TrainingWatcher:
+    """Condenses what nnU-Net prints per epoch into one line, with the time left.
+
+    Attributes:
+        debug_file: nnU-Net's debug.json of this fold, which tells the number of epochs once training runs.
+        labels: names of the foreground classes in their order.
+    """
+
+    debug_file: Path
+    labels: Sequence[str]
+    _epoch: int = 0
+    _loss: str = ""
+    _dice: str = ""
+    _seconds: list[float] = field(default_factory=list)
+
+    def __call__(self, line: str) -> str | None:
+        # nnU-Net begins its lines with a time stamp; some versions leave it out in places.
+        message = re.sub(r"^\d{4}-\d\d-\d\d \d\d:\d\d:\d\d\.\d+: ", "", line).strip()
+        if match := re.fullmatch(r"Epoch (\d+)", message):
+            self._epoch = int(match[1])
+        elif match := re.fullmatch(r"train_loss (\S+)", message):
+            self._loss = match[1]
+        elif message.startswith("Pseudo dice"):
+            values = re.findall(r"(?<![\w.])(?:nan|\d[\d.e-]*)", message)
+            self._dice = ", ".join(
+                f"{name} {float(value):.2f}" for name, value in zip(self.labels, values, strict=False)
+            )
+        elif match := re.fullmatch(r"Epoch time: (\S+) s", message):
+            self._seconds.append(float(match[1]))
+            return self._summary()
+        elif match := re.fullmatch(r"predicting (\S+)", message):
+            return f"validating on {match[1]}"
+        return None
+
+    def _summary(self) -> str:
+        epochs = int(json.loads(self.debug_file.read_text())["num_epochs"])
+        left = (epochs - self._epoch - 1) * sum(self._seconds) / len(self._seconds)
+        remaining = f", about {duration(left)} left" if left else ""
+        return f"epoch {self._epoch + 1} of {epochs}: loss {self._loss}, pseudo Dice {self._dice}{remaining}"

@@ -1,0 +1,269 @@
+"""The demo from phantoms to pictures, through nnU-Net's own commands."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from nnunet_godc.demo.commands import (
+    TrainingWatcher,
+    Watcher,
+    duration,
+    nnunet_environment,
+    run_command,
+    watch_cases,
+)
+from nnunet_godc.demo.dataset import DATASET_ID, DATASET_NAME, FILE_ENDING, HELD_OUT, TRAINING, write_phantom_dataset
+from nnunet_godc.demo.figure import draw_case
+from nnunet_godc.demo.phantom import LIVER, TUMOUR
+from nnunet_godc.demo.plans import CONFIGURATION, write_shrunken_plans
+from nnunet_godc.demo.table import Counts, format_table, mean_row, read_counts, write_cases
+from nnunet_godc.errors import UserError
+
+TRAINER = "nnUNetTrainerGODCLFAMDemo"
+PLANS = "nnUNetPlansDemo"
+FOLDS = (0, 1)
+LABELS = {"liver": LIVER, "tumour": TUMOUR}
+ENSEMBLE = "ensemble"
+LEARNT = 0.85  # liver Dice on the held-out cases that tells a network which learnt from one which did not
+
+README = "README.txt"
+README_TEXT = f"""Written by: nnunet-godc demo
+Running the demo again with this folder writes all of the following anew and leaves other files alone.
+
+metrics.txt          Dice, precision and recall on the held-out cases
+metrics.csv          the same per case, with the counts of voxels
+figures              one picture per held-out case: image, reference, prediction
+logs                 what nnU-Net's commands printed
+predictions          of each fold, and of their ensemble
+nnUNet_raw           the phantoms, as the raw dataset {DATASET_NAME}
+nnUNet_preprocessed  plans and preprocessed cases
+nnUNet_results       the trained networks
+"""
+
+
+@dataclass(frozen=True)
+class DemoFolder:
+    """Where the demo writes: everything lies under `out`."""
+
+    out: Path
+
+    @property
+    def raw(self) -> Path:
+        return self.out / "nnUNet_raw"
+
+    @property
+    def preprocessed(self) -> Path:
+        return self.out / "nnUNet_preprocessed"
+
+    @property
+    def results(self) -> Path:
+        return self.out / "nnUNet_results"
+
+    @property
+    def logs(self) -> Path:
+        return self.out / "logs"
+
+    @property
+    def predictions(self) -> Path:
+        return self.out / "predictions"
+
+    @property
+    def figures(self) -> Path:
+        return self.out / "figures"
+
+    @property
+    def metrics_text(self) -> Path:
+        return self.out / "metrics.txt"
+
+    @property
+    def metrics_per_case(self) -> Path:
+        return self.out / "metrics.csv"
+
+    @property
+    def dataset(self) -> Path:
+        return self.raw / DATASET_NAME
+
+    @property
+    def model(self) -> Path:
+        return self.results / DATASET_NAME / f"{TRAINER}__{PLANS}__{CONFIGURATION}"
+
+    def prepare(self) -> None:
+        """Make the folder, or clear what an earlier demo left in it.
+
+        Raises:
+            UserError: the folder holds something else, is a file, or cannot be written.
+        """
+        readme = self.out / README
+        try:
+            if self.out.exists() and not self.out.is_dir():
+                raise UserError(f"{self.out} is a file; name a folder for the demo with --out")
+            if self.out.is_dir() and any(self.out.iterdir()):
+                if not readme.is_file() or readme.read_text() != README_TEXT:
+                    raise UserError(
+                        f"{self.out} is not empty and not the folder of an earlier demo; nothing was touched, "
+                        "name a new or empty folder with --out"
+                    )
+                print(f"{self.out} holds an earlier demo: its results are removed and made anew.", flush=True)
+                self._clear()
+            self.out.mkdir(parents=True, exist_ok=True)
+            readme.write_text(README_TEXT)
+            for folder in (self.raw, self.preprocessed, self.results, self.logs, self.predictions, self.figures):
+                folder.mkdir()
+        except OSError as error:
+            raise UserError(f"cannot write to {self.out} ({error}); name another folder with --out") from error
+
+    def _clear(self) -> None:
+        for folder in (self.raw, self.preprocessed, self.results, self.logs, self.predictions, self.figures):
+            if folder.exists():
+                shutil.rmtree(folder)
+        for file in (self.metrics_text, self.metrics_per_case):
+            file.unlink(missing_ok=True)
+
+
+def run_demo(out: Path) -> None:
+    """Write phantoms, train two folds on the CPU, predict and evaluate held-out cases, draw pictures.
+
+    Everything is written to `out`, a new or empty folder or that of an earlier demo; the user's own nnU-Net folders
+    are neither read nor written. Progress goes to standard output.
+
+    Raises:
+        UserError: `out` is in use for something else, or one of nnU-Net's commands fails.
+    """
+    started = time.monotonic()
+    folder = DemoFolder(out.resolve())
+    folder.prepare()
+
+    _heading("1/7  Writing CT-like phantoms with liver tumours")
+    write_phantom_dataset(folder.dataset)
+    print(f"    {TRAINING} cases to train with, {HELD_OUT} held out: {folder.dataset}", flush=True)
+
+    commands = _Commands(folder)
+    _heading("2/7  Checking the dataset and planning, by nnU-Net")
+    commands.plan()
+    _heading("3/7  Preprocessing with a plan shrunken for the CPU")
+    commands.preprocess()
+    for fold in FOLDS:
+        _heading(f"4/7  Training fold {fold} with {TRAINER}")
+        commands.train(fold)
+    for fold in FOLDS:
+        _heading(f"5/7  Predicting the held-out cases with fold {fold}")
+        commands.predict(fold)
+    _heading("6/7  Averaging the folds and evaluating")
+    commands.ensemble()
+    models = [*map(_fold_name, FOLDS), ENSEMBLE]
+    for model in models:
+        commands.evaluate(model)
+
+    _heading("7/7  Table and pictures")
+    counts = {model: read_counts(folder.predictions / model / "summary.json", LABELS) for model in models}
+    _write_results(folder, counts)
+    print(f"\nThe demo took {duration(time.monotonic() - started)}.", flush=True)
+
+
+class _Commands:
+    """nnU-Net's commands as the demo calls them."""
+
+    def __init__(self, folder: DemoFolder) -> None:
+        self.folder = folder
+        self.processes = str(min(2, os.cpu_count() or 1))
+        self.environment = nnunet_environment(
+            folder.raw, folder.preprocessed, folder.results, processes=int(self.processes)
+        )
+
+    def plan(self) -> None:
+        self._run(
+            "plan",
+            *("nnUNetv2_plan_and_preprocess", "-d", str(DATASET_ID), "--verify_dataset_integrity", "--no_pp"),
+            *("-npfp", self.processes),
+        )
+
+    def preprocess(self) -> None:
+        planned = self.folder.preprocessed / DATASET_NAME / "nnUNetPlans.json"
+        # Coarser than the images, in patches that see a sixth of the body: 1 GB of memory and a third of a second a
+        # step. A finer grid needs larger patches to see as much.
+        write_shrunken_plans(
+            planned, name=PLANS, patch_size=(16, 32, 32), features=8, stages=3, spacing=(6.0, 5.0, 5.0)
+        )
+        self._run(
+            "preprocess",
+            *("nnUNetv2_preprocess", "-d", str(DATASET_ID), "-plans_name", PLANS, "-c", CONFIGURATION),
+            *("-np", self.processes),
+        )
+
+    def train(self, fold: int) -> None:
+        watch = TrainingWatcher(self.folder.model / f"fold_{fold}" / "debug.json", labels=list(LABELS))
+        self._run(
+            f"train_fold_{fold}",
+            *("nnUNetv2_train", str(DATASET_ID), CONFIGURATION, str(fold), "-tr", TRAINER, "-p", PLANS),
+            *("-device", "cpu", "--npz"),
+            watch=watch,
+        )
+
+    def predict(self, fold: int) -> None:
+        self._run(
+            f"predict_fold_{fold}",
+            *("nnUNetv2_predict", "-i", str(self.folder.dataset / "imagesTs")),
+            *("-o", str(self.folder.predictions / _fold_name(fold)), "-d", str(DATASET_ID), "-c", CONFIGURATION),
+            *("-f", str(fold), "-tr", TRAINER, "-p", PLANS, "-device", "cpu", "--save_probabilities"),
+            # No worker processes: starting them costs more than they save on a few small cases.
+            *("-npp", "0", "-nps", "0"),
+            watch=watch_cases,
+        )
+
+    def ensemble(self) -> None:
+        folds = [str(self.folder.predictions / _fold_name(fold)) for fold in FOLDS]
+        out = str(self.folder.predictions / ENSEMBLE)
+        self._run("ensemble", "nnUNetv2_ensemble", "-i", *folds, "-o", out, "-np", self.processes)
+
+    def evaluate(self, model: str) -> None:
+        self._run(
+            f"evaluate_{model}",
+            *("nnUNetv2_evaluate_folder", str(self.folder.dataset / "labelsTs")),
+            *(str(self.folder.predictions / model), "-djfile", str(self.folder.dataset / "dataset.json")),
+            *("-pfile", str(self.folder.preprocessed / DATASET_NAME / f"{PLANS}.json"), "-np", "1"),
+        )
+
+    def _run(self, step: str, *command: str, watch: Watcher | None = None) -> None:
+        run_command(command, log=self.folder.logs / f"{step}.txt", environment=self.environment, watch=watch)
+
+
+def _write_results(folder: DemoFolder, counts: dict[str, dict[str, dict[str, Counts]]]) -> None:
+    rows = [
+        mean_row(label, model, (case[label] for case in cases.values()))
+        for label in LABELS
+        for model, cases in counts.items()
+    ]
+    table = format_table(rows)
+    folder.metrics_text.write_text(table + "\n")
+    write_cases(folder.metrics_per_case, counts)
+    for name, case in counts[ENSEMBLE].items():
+        draw_case(
+            folder.dataset / "imagesTs" / f"{name}_0000{FILE_ENDING}",
+            folder.dataset / "labelsTs" / f"{name}{FILE_ENDING}",
+            folder.predictions / ENSEMBLE / f"{name}{FILE_ENDING}",
+            folder.figures / f"{name}.png",
+            title=f"{name}, held out",
+            score=", ".join(f"{label} Dice {case[label].dice:.2f}" for label in LABELS),
+        )
+
+    print(f"\nMean over {len(counts[ENSEMBLE])} held-out cases:\n\n{table}\n")
+    liver = next(row.dice for row in rows if (row.label, row.model) == ("liver", ENSEMBLE))
+    if liver > LEARNT:
+        print(f"The networks learnt: their ensemble's liver Dice is {liver:.2f}, above {LEARNT}.")
+    else:
+        print(
+            f"The networks did NOT learn as they should: liver Dice {liver:.2f}, not above {LEARNT}; see {folder.logs}."
+        )
+    print(f"Pictures: {folder.figures}\nTable:    {folder.metrics_text}, per case in {folder.metrics_per_case}")
+
+
+def _fold_name(fold: int) -> str:
+    return f"fold_{fold}"
+
+
+def _heading(text: str) -> None:
+    print(f"\n{text}", flush=True)
