@@ -20,14 +20,13 @@ from nnunet_godc.demo.dataset import DATASET_ID, DATASET_NAME, FILE_ENDING, HELD
 from nnunet_godc.demo.figure import draw_case
 from nnunet_godc.demo.phantom import LIVER, TUMOUR
 from nnunet_godc.demo.plans import CONFIGURATION, write_shrunken_plans
-from nnunet_godc.demo.table import Counts, format_table, mean_row, read_counts, write_cases
+from nnunet_godc.demo.table import Counts, format_table, read_counts, table_rows, write_csv
 from nnunet_godc.errors import UserError
 
 TRAINER = "nnUNetTrainerGODCLFAMDemo"
 PLANS = "nnUNetPlansDemo"
 FOLDS = (0, 1)
 LABELS = {"liver": LIVER, "tumour": TUMOUR}
-ENSEMBLE = "ensemble"
 LEARNT = 0.85  # liver Dice on the held-out cases that tells a network which learnt from one which did not
 
 README = "README.txt"
@@ -35,7 +34,7 @@ README_TEXT = f"""Written by: nnunet-godc demo
 Running the demo again with this folder writes all of the following anew and leaves other files alone.
 
 metrics.txt          Dice, precision and recall on the held-out cases
-metrics.csv          the same per case, with the counts of voxels
+metrics.csv          the same, for a spreadsheet
 figures              one picture per held-out case: image, reference, prediction
 logs                 what nnU-Net's commands printed
 predictions          of each fold, and of their ensemble
@@ -72,6 +71,13 @@ class DemoFolder:
         return self.out / "predictions"
 
     @property
+    def ensemble(self) -> Path:
+        return self.predictions / "ensemble"
+
+    def fold(self, fold: int) -> Path:
+        return self.predictions / f"fold_{fold}"
+
+    @property
     def figures(self) -> Path:
         return self.out / "figures"
 
@@ -80,7 +86,7 @@ class DemoFolder:
         return self.out / "metrics.txt"
 
     @property
-    def metrics_per_case(self) -> Path:
+    def metrics_csv(self) -> Path:
         return self.out / "metrics.csv"
 
     @property
@@ -120,7 +126,7 @@ class DemoFolder:
         for folder in (self.raw, self.preprocessed, self.results, self.logs, self.predictions, self.figures):
             if folder.exists():
                 shutil.rmtree(folder)
-        for file in (self.metrics_text, self.metrics_per_case):
+        for file in (self.metrics_text, self.metrics_csv):
             file.unlink(missing_ok=True)
 
 
@@ -154,13 +160,10 @@ def run_demo(out: Path) -> None:
         commands.predict(fold)
     _heading("6/7  Averaging the folds and evaluating")
     commands.ensemble()
-    models = [*map(_fold_name, FOLDS), ENSEMBLE]
-    for model in models:
-        commands.evaluate(model)
+    commands.evaluate()
 
     _heading("7/7  Table and pictures")
-    counts = {model: read_counts(folder.predictions / model / "summary.json", LABELS) for model in models}
-    _write_results(folder, counts)
+    _write_results(folder, read_counts(folder.ensemble / "summary.json", LABELS))
     print(f"\nThe demo took {duration(time.monotonic() - started)}.", flush=True)
 
 
@@ -207,7 +210,7 @@ class _Commands:
         self._run(
             f"predict_fold_{fold}",
             *("nnUNetv2_predict", "-i", str(self.folder.dataset / "imagesTs")),
-            *("-o", str(self.folder.predictions / _fold_name(fold)), "-d", str(DATASET_ID), "-c", CONFIGURATION),
+            *("-o", str(self.folder.fold(fold)), "-d", str(DATASET_ID), "-c", CONFIGURATION),
             *("-f", str(fold), "-tr", TRAINER, "-p", PLANS, "-device", "cpu", "--save_probabilities"),
             # No worker processes: starting them costs more than they save on a few small cases.
             *("-npp", "0", "-nps", "0"),
@@ -215,15 +218,14 @@ class _Commands:
         )
 
     def ensemble(self) -> None:
-        folds = [str(self.folder.predictions / _fold_name(fold)) for fold in FOLDS]
-        out = str(self.folder.predictions / ENSEMBLE)
-        self._run("ensemble", "nnUNetv2_ensemble", "-i", *folds, "-o", out, "-np", self.processes)
+        folds = [str(self.folder.fold(fold)) for fold in FOLDS]
+        self._run("ensemble", "nnUNetv2_ensemble", "-i", *folds, "-o", str(self.folder.ensemble), "-np", "1")
 
-    def evaluate(self, model: str) -> None:
+    def evaluate(self) -> None:
         self._run(
-            f"evaluate_{model}",
+            "evaluate",
             *("nnUNetv2_evaluate_folder", str(self.folder.dataset / "labelsTs")),
-            *(str(self.folder.predictions / model), "-djfile", str(self.folder.dataset / "dataset.json")),
+            *(str(self.folder.ensemble), "-djfile", str(self.folder.dataset / "dataset.json")),
             *("-pfile", str(self.folder.preprocessed / DATASET_NAME / f"{PLANS}.json"), "-np", "1"),
         )
 
@@ -231,38 +233,28 @@ class _Commands:
         run_command(command, log=self.folder.logs / f"{step}.txt", environment=self.environment, watch=watch)
 
 
-def _write_results(folder: DemoFolder, counts: dict[str, dict[str, dict[str, Counts]]]) -> None:
-    rows = [
-        mean_row(label, model, (case[label] for case in cases.values()))
-        for label in LABELS
-        for model, cases in counts.items()
-    ]
+def _write_results(folder: DemoFolder, counts: dict[str, dict[str, Counts]]) -> None:
+    rows = table_rows(counts)
     table = format_table(rows)
     folder.metrics_text.write_text(table + "\n")
-    write_cases(folder.metrics_per_case, counts)
-    for name, case in counts[ENSEMBLE].items():
+    write_csv(folder.metrics_csv, rows)
+    for name, labels in counts.items():
         draw_case(
             folder.dataset / "imagesTs" / f"{name}_0000{FILE_ENDING}",
             folder.dataset / "labelsTs" / f"{name}{FILE_ENDING}",
-            folder.predictions / ENSEMBLE / f"{name}{FILE_ENDING}",
+            folder.ensemble / f"{name}{FILE_ENDING}",
             folder.figures / f"{name}.png",
             title=f"{name}, held out",
-            score=", ".join(f"{label} Dice {case[label].dice:.2f}" for label in LABELS),
+            score=", ".join(f"{label} Dice {count.dice:.2f}" for label, count in labels.items()),
         )
 
-    print(f"\nMean over {len(counts[ENSEMBLE])} held-out cases:\n\n{table}\n")
-    liver = next(row.dice for row in rows if (row.label, row.model) == ("liver", ENSEMBLE))
+    print(f"\nHeld-out cases, ensemble of {len(FOLDS)} folds:\n\n{table}\n")
+    liver = next(row.dice for row in rows if (row.case, row.label) == ("mean", "liver"))
     if liver > LEARNT:
-        print(f"The networks learnt: their ensemble's liver Dice is {liver:.2f}, above {LEARNT}.")
+        print(f"The networks learnt: mean liver Dice {liver:.2f} is above {LEARNT}.")
     else:
-        print(
-            f"The networks did NOT learn as they should: liver Dice {liver:.2f}, not above {LEARNT}; see {folder.logs}."
-        )
-    print(f"Pictures: {folder.figures}\nTable:    {folder.metrics_text}, per case in {folder.metrics_per_case}")
-
-
-def _fold_name(fold: int) -> str:
-    return f"fold_{fold}"
+        print(f"The networks did NOT learn as they should: mean liver Dice {liver:.2f} is not above {LEARNT}.")
+    print(f"Pictures: {folder.figures}\nTable:    {folder.metrics_text} and {folder.metrics_csv.name}")
 
 
 def _heading(text: str) -> None:

@@ -33,10 +33,10 @@ class Counts:
 
 @dataclass(frozen=True)
 class Row:
-    """One line of the table: a model's mean over cases, each metric over the cases where it is defined."""
+    """One line of the table: a label in one case, or its mean over cases."""
 
+    case: str
     label: str
-    model: str
     dice: float
     precision: float
     recall: float
@@ -59,41 +59,49 @@ def read_counts(summary: Path, labels: Mapping[str, int]) -> dict[str, dict[str,
     }
 
 
-def mean_row(label: str, model: str, counts: Iterable[Counts]) -> Row:
-    """The mean of each metric over the cases where it is defined; NaN if it is nowhere."""
-    cases = list(counts)
-    return Row(
-        label=label,
-        model=model,
-        dice=_mean(case.dice for case in cases),
-        precision=_mean(case.precision for case in cases),
-        recall=_mean(case.recall for case in cases),
-    )
+def table_rows(counts: Mapping[str, Mapping[str, Counts]]) -> list[Row]:
+    """Every case, then the mean; each metric averages over the cases where it is defined, and is NaN if it is nowhere.
+
+    Args:
+        counts: counts per case and label, as `read_counts` gives them.
+    """
+    rows = [
+        Row(case, label, count.dice, count.precision, count.recall)
+        for case, labels in counts.items()
+        for label, count in labels.items()
+    ]
+    means = [
+        Row(
+            "mean",
+            label,
+            dice=_mean(row.dice for row in rows if row.label == label),
+            precision=_mean(row.precision for row in rows if row.label == label),
+            recall=_mean(row.recall for row in rows if row.label == label),
+        )
+        for label in dict.fromkeys(row.label for row in rows)
+    ]
+    return rows + means
 
 
 def format_table(rows: Iterable[Row]) -> str:
     """The rows as aligned text; an undefined metric is a dash."""
-    lines = [f"{'label':<8} {'model':<10} {'Dice':>9} {'precision':>9} {'recall':>9}"]
+    lines = [f"{'case':<12} {'label':<8} {'Dice':>9} {'precision':>9} {'recall':>9}"]
     for row in rows:
         numbers = " ".join(
             f"{'-' if math.isnan(number) else f'{number:.3f}':>9}" for number in (row.dice, row.precision, row.recall)
         )
-        lines.append(f"{row.label:<8} {row.model:<10} {numbers}")
+        lines.append(f"{row.case:<12} {row.label:<8} {numbers}")
     return "\n".join(lines)
 
 
-def write_cases(path: Path, models: Mapping[str, dict[str, dict[str, Counts]]]) -> None:
-    """Every model, case and label on a line of its own, as CSV; an undefined metric is an empty field."""
+def write_csv(path: Path, rows: Iterable[Row]) -> None:
+    """The rows as CSV with six decimals; an undefined metric is an empty field."""
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
-        writer.writerow(["model", "case", "label", "dice", "precision", "recall", "tp", "fp", "fn"])
-        for model, cases in models.items():
-            for case, labels in cases.items():
-                for label, counts in labels.items():
-                    metrics = (counts.dice, counts.precision, counts.recall)
-                    voxels = (counts.true_positive, counts.false_positive, counts.false_negative)
-                    numbers = ["" if math.isnan(metric) else f"{metric:.6f}" for metric in metrics]
-                    writer.writerow([model, case, label, *numbers, *voxels])
+        writer.writerow(["case", "label", "dice", "precision", "recall"])
+        for row in rows:
+            numbers = ("" if math.isnan(value) else f"{value:.6f}" for value in (row.dice, row.precision, row.recall))
+            writer.writerow([row.case, row.label, *numbers])
 
 
 def _ratio(numerator: int, denominator: int) -> float:

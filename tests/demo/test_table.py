@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from nnunet_godc.demo.table import Counts, format_table, mean_row, read_counts, write_cases
+from nnunet_godc.demo.table import Counts, format_table, read_counts, table_rows, write_csv
 
 # 6 voxels right, 2 too many, 4 missed: Dice 12/18, precision 6/8, recall 6/10.
 SOME = Counts(true_positive=6, false_positive=2, false_negative=4)
@@ -32,18 +32,31 @@ def test_a_missed_label_scores_zero_and_has_no_precision():
 
 
 def test_each_metric_is_averaged_over_the_cases_where_it_is_defined():
-    row = mean_row("tumour", "ensemble", [SOME, PERFECT, ABSENT, MISSED])
-    assert row.dice == pytest.approx((2 / 3 + 1 + 0) / 3)
-    assert row.precision == pytest.approx((0.75 + 1) / 2)
-    assert row.recall == pytest.approx((0.6 + 1 + 0) / 3)
+    cases = {"a": SOME, "b": PERFECT, "c": ABSENT, "d": MISSED}
+    rows = table_rows({case: {"tumour": counts} for case, counts in cases.items()})
+    assert [row.case for row in rows] == ["a", "b", "c", "d", "mean"]
+    mean = rows[-1]
+    assert mean.dice == pytest.approx((2 / 3 + 1 + 0) / 3)
+    assert mean.precision == pytest.approx((0.75 + 1) / 2)
+    assert mean.recall == pytest.approx((0.6 + 1 + 0) / 3)
 
 
-def test_an_undefined_mean_is_shown_as_a_dash():
-    table = format_table([mean_row("liver", "fold_0", [PERFECT]), mean_row("tumour", "fold_0", [ABSENT])])
+def test_labels_are_averaged_apart():
+    rows = table_rows({"a": {"liver": PERFECT, "tumour": SOME}, "b": {"liver": PERFECT, "tumour": ABSENT}})
+    assert [(row.label, row.dice) for row in rows if row.case == "mean"] == [
+        ("liver", 1.0),
+        ("tumour", pytest.approx(2 / 3)),
+    ]
+
+
+def test_an_undefined_metric_is_shown_as_a_dash():
+    table = format_table(table_rows({"phantom_012": {"liver": PERFECT, "tumour": ABSENT}}))
     assert [line.split() for line in table.splitlines()] == [
-        ["label", "model", "Dice", "precision", "recall"],
-        ["liver", "fold_0", "1.000", "1.000", "1.000"],
-        ["tumour", "fold_0", "-", "-", "-"],
+        ["case", "label", "Dice", "precision", "recall"],
+        ["phantom_012", "liver", "1.000", "1.000", "1.000"],
+        ["phantom_012", "tumour", "-", "-", "-"],
+        ["mean", "liver", "1.000", "1.000", "1.000"],
+        ["mean", "tumour", "-", "-", "-"],
     ]
     assert len({len(line) for line in table.splitlines()}) == 1
 
@@ -66,15 +79,16 @@ def test_counts_are_read_from_the_summary_of_nnunet(tmp_path):
     assert read_counts(summary, {"liver": 1, "tumour": 2}) == {"phantom_012": {"liver": SOME, "tumour": MISSED}}
 
 
-def test_the_file_per_case_holds_every_model_case_and_label(tmp_path):
+def test_the_csv_file_holds_every_row(tmp_path):
     path = tmp_path / "metrics.csv"
-    write_cases(path, {"fold_0": {"phantom_012": {"liver": SOME, "tumour": MISSED}}, "ensemble": {"phantom_012": {}}})
+    write_csv(path, table_rows({"phantom_012": {"liver": SOME, "tumour": MISSED}}))
     with path.open(newline="") as file:
         rows = list(csv.DictReader(file))
-    assert [(row["model"], row["case"], row["label"]) for row in rows] == [
-        ("fold_0", "phantom_012", "liver"),
-        ("fold_0", "phantom_012", "tumour"),
+    assert [(row["case"], row["label"]) for row in rows] == [
+        ("phantom_012", "liver"),
+        ("phantom_012", "tumour"),
+        ("mean", "liver"),
+        ("mean", "tumour"),
     ]
     assert float(rows[0]["dice"]) == pytest.approx(2 / 3, abs=1e-6)
-    assert (rows[0]["tp"], rows[0]["fp"], rows[0]["fn"]) == ("6", "2", "4")
     assert rows[1]["precision"] == ""
