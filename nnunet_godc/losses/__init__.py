@@ -1,0 +1,6 @@
+"""GODC, the gradient-optimised Dice loss."""
+
+from nnunet_godc.losses.godc import GODCConfig, GODCLoss, dice_weight, union_norm
+from nnunet_godc.losses.statistics import SoftStatistics, soft_dice, soft_statistics
+
+__all__ = ["GODCConfig", "GODCLoss", "SoftStatistics", "dice_weight", "soft_dice", "soft_statistics", "union_norm"]

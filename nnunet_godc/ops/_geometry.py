@@ -1,0 +1,144 @@
+"""Where the taps of a deformable convolution lie: sizes, and the grid points around each sampling position."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class Neighbours(NamedTuple):
+    """The K = 2 ** displaced_axes grid points around each of M sampling positions."""
+
+    rows: Tensor  # (K, M) int32 or int64, into the (batch * voxels) rows of the channels-last input
+    weights: Tensor  # (K, M), of linear interpolation; zero for a point outside the map
+    slopes: list[Tensor]  # per displaced axis (K, M), the derivative of the weights by the position
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """Sizes of one deformable convolution with stride 1; every tuple runs over the spatial axes, (z, y, x) in 3D."""
+
+    batch: int
+    input_size: tuple[int, ...]
+    output_size: tuple[int, ...]
+    kernel: tuple[int, ...]
+    padding: tuple[int, ...]
+    dilation: tuple[int, ...]
+    offset_groups: int
+    displaced_axes: int  # offsets move the last so many axes; all of them, or all but the first
+
+    @classmethod
+    def of(
+        cls, input: Tensor, offset: Tensor, weight: Tensor, padding: list[int], dilation: list[int], offset_groups: int
+    ) -> Geometry:
+        kernel = tuple(weight.shape[2:])
+        return cls(
+            batch=input.shape[0],
+            input_size=tuple(input.shape[2:]),
+            output_size=output_size(tuple(input.shape[2:]), kernel, padding, dilation),
+            kernel=kernel,
+            padding=tuple(padding),
+            dilation=tuple(dilation),
+            offset_groups=offset_groups,
+            displaced_axes=offset.shape[1] // (offset_groups * math.prod(kernel)),
+        )
+
+    @property
+    def taps(self) -> int:
+        return math.prod(self.kernel)
+
+    @property
+    def voxels_in(self) -> int:
+        return math.prod(self.input_size)
+
+    @property
+    def voxels_out(self) -> int:
+        return math.prod(self.output_size)
+
+    def regular_positions(self, tile: slice, device: torch.device) -> list[Tensor]:
+        """Per axis the undisplaced position of every tap, in C order, at the voxels of a tile: (voxels, taps)."""
+        voxels = _unravel(torch.arange(tile.start, tile.stop, device=device), self.output_size)
+        taps = _unravel(torch.arange(self.taps, device=device), self.kernel)
+        return [
+            voxel[:, None] + (tap * step - pad)
+            for voxel, tap, step, pad in zip(voxels, taps, self.dilation, self.padding, strict=True)
+        ]
+
+    def neighbours(self, tile: slice, offset: Tensor) -> Neighbours:
+        """Grid points and interpolation weights of all taps at the output voxels of a tile, for one offset group.
+
+        Args:
+            tile: range of flattened output voxels.
+            offset: (batch, voxels, taps, displaced_axes) displacements in voxels, float32 or float64.
+
+        Returns:
+            Neighbours of the M = batch * voxels * taps positions, in that order.
+        """
+        fixed_axes = len(self.input_size) - self.displaced_axes
+        # int32 indices halve the traffic and take the fast path of embedding_bag
+        index_dtype = torch.int32 if self.batch * self.voxels_in < 2**31 else torch.int64
+        shape = offset.shape[:3]
+
+        rows = torch.arange(self.batch, device=offset.device).mul_(self.voxels_in)
+        rows = rows.view(-1, 1, 1).expand(shape).reshape(1, -1).to(index_dtype)  # (points so far, M)
+        factors = []  # per axis the interpolation weights of its 1 or 2 grid points, (1 or 2, M)
+        signs = []  # and their derivatives
+        for axis, regular in enumerate(self.regular_positions(tile, offset.device)):
+            size = self.input_size[axis]
+            if axis < fixed_axes:
+                low = regular.expand(shape).reshape(1, -1)
+                inside = (low >= 0) & (low < size)
+                factors.append(inside.to(offset.dtype))
+                indices = low
+            else:
+                # A position more than a voxel outside the map samples zero, so clamping there changes no value and
+                # keeps the conversion to integers defined. A NaN stays a NaN in the weights.
+                position = (regular + offset[..., axis - fixed_axes]).clamp_(-2, size + 1).view(-1)
+                floor = position.floor()
+                fraction = position - floor
+                corners = torch.stack((floor, floor + 1))  # (2, M)
+                present = ((corners >= 0) & (corners < size)).to(offset.dtype)
+                factors.append(torch.stack((1 - fraction, fraction)).mul_(present))
+                signs.append(torch.stack((-present[0], present[1])))
+                indices = corners
+            step = indices.to(index_dtype).clamp_(0, size - 1).mul_(math.prod(self.input_size[axis + 1 :]))
+            rows = (rows.unsqueeze(1) + step).flatten(0, 1)
+
+        def outer(parts: list[Tensor]) -> Tensor:
+            """Products of the factors of each axis, in the order in which `rows` counts the points: (K, M)."""
+            product = parts[0]
+            for part in parts[1:]:
+                product = (product.unsqueeze(1) * part).flatten(0, 1)
+            return product
+
+        return Neighbours(
+            rows=rows,
+            weights=outer(factors),
+            slopes=[
+                outer([*factors[: fixed_axes + i], sign, *factors[fixed_axes + i + 1 :]])
+                for i, sign in enumerate(signs)
+            ],
+        )
+
+
+def output_size(
+    input_size: tuple[int, ...], kernel: tuple[int, ...], padding: list[int], dilation: list[int]
+) -> tuple[int, ...]:
+    """Spatial size of a convolution with stride 1."""
+    return tuple(
+        size + 2 * pad - step * (taps - 1)
+        for size, taps, pad, step in zip(input_size, kernel, padding, dilation, strict=True)
+    )
+
+
+def _unravel(index: Tensor, size: tuple[int, ...]) -> list[Tensor]:
+    """Flat indices as one index per axis, in C order."""
+    axes = []
+    for extent in reversed(size):
+        axes.append(index % extent)
+        index = index // extent
+    return axes[::-1]

@@ -1,0 +1,123 @@
+"""GODC in nnU-Net's trainer."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from nnunetv2.training.loss.deep_supervision import DeepSupervisionWrapper
+from torch import nn
+from torch._dynamo import OptimizedModule
+
+from nnunet_godc.errors import UserError
+from nnunet_godc.losses import GODCConfig, GODCLoss
+from nnunet_godc.training.checkpoint import CheckedCheckpointMixin
+
+STATE_KEY = "godc_state"
+
+
+class GODCMixin(CheckedCheckpointMixin):
+    """Trains with GODC in the place of the soft Dice loss, beside cross-entropy as ever.
+
+    Attributes:
+        godc: the options; a subclass sets its own.
+    """
+
+    godc: ClassVar[GODCConfig] = GODCConfig()
+
+    def _build_loss(self) -> nn.Module:
+        loss: nn.Module = super()._build_loss()
+        compound = _compound(loss)
+        stock = getattr(compound, "dc", None)
+        if stock is None:
+            raise UserError(
+                f"{type(self).__name__}: the loss {type(compound).__name__} has no Dice term that GODC could replace; "
+                f"combine GODCMixin with a trainer whose loss is Dice and cross-entropy."
+            )
+        compiled = isinstance(stock, OptimizedModule)
+        if compiled:
+            stock = stock._orig_mod
+        term = GODCLoss(
+            apply_nonlin=stock.apply_nonlin,
+            batch_dice=stock.batch_dice,
+            do_bg=stock.do_bg or self.godc.include_background,
+            ddp=stock.ddp,
+            config=self.godc,
+            classes=self.label_manager.num_segmentation_heads,
+        ).to(self.device)
+        compound.dc = torch.compile(term) if compiled else term
+        self._log_loss(stock.batch_dice)
+        return loss
+
+    def _log_loss(self, batch_dice: bool) -> None:
+        if self.local_rank != 0:
+            return
+        lines = [f"Loss: GODC in the place of the Dice term, {self.godc}."]
+        if batch_dice:
+            lines.append(
+                "The plans say batch_dice: true, which would pool the batch into one union per class. GODC weighs "
+                "samples by their own unions and keeps them apart."
+            )
+        if self.configuration_manager.batch_size == 1 and self.godc.normalization != "running":
+            lines.append(
+                "The batch is one sample: its weight is 1 and GODC is the Dice loss. Use normalization='running', or "
+                "plans with a larger batch_size."
+            )
+        for line in lines:
+            self.print_to_log_file(line)
+
+    def on_train_epoch_start(self) -> None:
+        super().on_train_epoch_start()
+        self.loss.train()
+
+    def on_validation_epoch_start(self) -> None:
+        super().on_validation_epoch_start()
+        # validation patches stay out of the running mean
+        self.loss.eval()
+
+    def save_checkpoint(self, filename: str) -> None:
+        super().save_checkpoint(filename)
+        state = _term(self.loss).state_dict()
+        # nnU-Net fixes what a checkpoint holds, so what "running" needs is added to the file that it wrote
+        if state and self.local_rank == 0 and not self.disable_checkpointing:
+            checkpoint = torch.load(filename, map_location="cpu", weights_only=False)
+            checkpoint[STATE_KEY] = state
+            partial = Path(f"{filename}.part")
+            torch.save(checkpoint, partial)
+            partial.replace(filename)
+
+    def load_own_state(self, checkpoint: dict[str, Any]) -> None:
+        super().load_own_state(checkpoint)
+        term = _term(self.loss)
+        if not term.state_dict():
+            return
+        if STATE_KEY in checkpoint:
+            term.load_state_dict(checkpoint[STATE_KEY])
+        else:
+            self.print_to_log_file("The checkpoint holds no running mean of unions; GODC starts it anew.")
+
+
+class GODCOnlyMixin(GODCMixin):
+    """Trains with GODC alone, without cross-entropy, as the paper does."""
+
+    def _build_loss(self) -> nn.Module:
+        loss = super()._build_loss()
+        _compound(loss).weight_ce = 0
+        return loss
+
+    def _log_loss(self, batch_dice: bool) -> None:
+        super()._log_loss(batch_dice)
+        if self.local_rank == 0:
+            self.print_to_log_file("Loss: cross-entropy has weight 0.")
+
+
+def _compound(loss: nn.Module) -> Any:
+    """nnU-Net's sum of Dice and cross-entropy inside its deep supervision."""
+    return loss.loss if isinstance(loss, DeepSupervisionWrapper) else loss
+
+
+def _term(loss: nn.Module) -> GODCLoss:
+    term: Any = _compound(loss).dc
+    found: GODCLoss = term._orig_mod if isinstance(term, OptimizedModule) else term
+    return found

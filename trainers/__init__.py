@@ -1,0 +1,41 @@
+"""All trainers, under the names that `nnUNetv2_train -tr` takes.
+
+nnU-Net finds them by itself once the package is installed.
+"""
+
+from nnunet_godc.compatibility import require_supported_nnunet
+
+require_supported_nnunet()
+
+# after the check, whose sentence would otherwise be a traceback out of an nnU-Net that is too old
+from nnunet_godc.trainers import schedules  # noqa: E402
+from nnunet_godc.trainers.demo import nnUNetTrainerGODCLFAMDemo  # noqa: E402
+from nnunet_godc.trainers.godc import (  # noqa: E402
+    nnUNetTrainerGODC,
+    nnUNetTrainerGODCOnly,
+    nnUNetTrainerGODCRunning,
+    nnUNetTrainerGODCSquared,
+)
+from nnunet_godc.trainers.godc_lfam import (  # noqa: E402
+    nnUNetTrainerGODCLFAM,
+    nnUNetTrainerGODCLFAMGuided,
+    nnUNetTrainerGODCLFAMPaper,
+    nnUNetTrainerGODCLFAMShared,
+)
+from nnunet_godc.trainers.lfam import nnUNetTrainerLFAM, nnUNetTrainerLFAMShared  # noqa: E402
+from nnunet_godc.trainers.schedules import *  # noqa: E402, F403
+
+__all__ = [
+    "nnUNetTrainerGODC",
+    "nnUNetTrainerGODCLFAM",
+    "nnUNetTrainerGODCLFAMDemo",
+    "nnUNetTrainerGODCLFAMGuided",
+    "nnUNetTrainerGODCLFAMPaper",
+    "nnUNetTrainerGODCLFAMShared",
+    "nnUNetTrainerGODCOnly",
+    "nnUNetTrainerGODCRunning",
+    "nnUNetTrainerGODCSquared",
+    "nnUNetTrainerLFAM",
+    "nnUNetTrainerLFAMShared",
+    *schedules.__all__,
+]

@@ -1,0 +1,26 @@
+"""Trainers with both parts of the paper."""
+
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+
+from nnunet_godc.alignment import LFAMConfig
+from nnunet_godc.training import GODCMixin, GODCOnlyMixin, LFAMMixin, PaperRecipeMixin
+
+
+class nnUNetTrainerGODCLFAM(GODCMixin, LFAMMixin, nnUNetTrainer):
+    """GODC and cross-entropy, with LFAM at every level."""
+
+
+class nnUNetTrainerGODCLFAMShared(GODCMixin, LFAMMixin, nnUNetTrainer):
+    """GODC and cross-entropy, with one deformable convolution for all levels."""
+
+    lfam = LFAMConfig(shared=True)
+
+
+class nnUNetTrainerGODCLFAMGuided(GODCMixin, LFAMMixin, nnUNetTrainer):
+    """GODC and cross-entropy, with LFAM whose offsets follow from skip and decoder features."""
+
+    lfam = LFAMConfig(guided=True)
+
+
+class nnUNetTrainerGODCLFAMPaper(GODCOnlyMixin, LFAMMixin, PaperRecipeMixin, nnUNetTrainer):
+    """GODC alone with LFAM, trained by the paper's recipe: Adam, batches of two, its augmentation."""
