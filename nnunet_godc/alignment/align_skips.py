@@ -80,10 +80,8 @@ class AlignedUNetDecoder(UNetDecoder):
 
     def forward(self, skips: Sequence[Tensor]) -> Any:
         if not self.alignment.config.guided:
-            bottleneck = len(skips) - 1
-            skips = [
-                skip if level == bottleneck else self.alignment.align(level, skip) for level, skip in enumerate(skips)
-            ]
+            # the bottleneck, last, is no level of the alignment and comes back as it is
+            skips = [self.alignment.align(level, skip) for level, skip in enumerate(skips)]
         return super().forward(skips)
 
     def compute_conv_feature_map_size(self, input_size: Sequence[int]) -> np.int64:

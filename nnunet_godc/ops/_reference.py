@@ -18,7 +18,7 @@ from torch.nn.functional import embedding_bag
 from nnunet_godc.ops._geometry import Geometry, Neighbours
 
 # A tile's temporary memory as a share of input + offset + output. More makes fewer, larger operations.
-WORKSPACE = 0.75
+WORKSPACE = 0.5
 
 
 def forward(

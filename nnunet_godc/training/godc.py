@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import torch
 from nnunetv2.training.loss.deep_supervision import DeepSupervisionWrapper
@@ -118,6 +118,5 @@ def _compound(loss: nn.Module) -> Any:
 
 
 def _term(loss: nn.Module) -> GODCLoss:
-    term: Any = _compound(loss).dc
-    found: GODCLoss = term._orig_mod if isinstance(term, OptimizedModule) else term
-    return found
+    term = _compound(loss).dc
+    return cast(GODCLoss, term._orig_mod if isinstance(term, OptimizedModule) else term)

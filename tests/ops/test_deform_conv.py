@@ -1,0 +1,362 @@
+"""The deformable convolution: its values, its gradients, and its citizenship in PyTorch."""
+
+import itertools
+import math
+import subprocess
+import sys
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn.functional import conv2d, conv3d
+from torchvision.ops import deform_conv2d
+
+from nnunet_godc.ops import available_backends, deform_conv
+
+
+def interpolate(image: Tensor, position: list[Tensor]) -> Tensor:
+    """Linear interpolation of one channel at one position, corner by corner, zero outside; slow and plain."""
+    value = image.new_zeros(())
+    low = [math.floor(coordinate.item()) for coordinate in position]
+    for corner in itertools.product((0, 1), repeat=len(position)):
+        index = [start + step for start, step in zip(low, corner, strict=True)]
+        if all(0 <= i < size for i, size in zip(index, image.shape, strict=True)):
+            weight = image.new_ones(())
+            for coordinate, start, step in zip(position, low, corner, strict=True):
+                fraction = coordinate - start
+                weight = weight * (fraction if step else 1 - fraction)
+            value = value + weight * image[tuple(index)]
+    return value
+
+
+def slow_deform_conv(
+    input: Tensor,
+    offset: Tensor,
+    weight: Tensor,
+    padding: tuple[int, ...],
+    dilation: tuple[int, ...],
+    mask: Tensor | None = None,
+) -> Tensor:
+    """The definition, one output element after the other; 3D, one group; differentiable by autograd."""
+    kernel = tuple(weight.shape[2:])
+    taps = list(itertools.product(*(range(size) for size in kernel)))
+    axes = offset.shape[1] // len(taps)
+    size = offset.shape[2:]
+    samples = []
+    for b, *voxel in itertools.product(range(len(input)), *(range(extent) for extent in size)):
+        for k, tap in enumerate(taps):
+            displacement = offset[(b, slice(k * axes, (k + 1) * axes), *voxel)]
+            still = [displacement.new_zeros(())] * (3 - axes)
+            position = [
+                v + t * d - p + o
+                for v, t, d, p, o in zip(voxel, tap, dilation, padding, [*still, *displacement], strict=True)
+            ]
+            values = torch.stack([interpolate(channel, position) for channel in input[b]])
+            samples.append(values if mask is None else values * mask[(b, k, *voxel)])
+    columns = torch.stack(samples).view(len(input), math.prod(size), len(taps), -1)  # (B, L, taps, C)
+    output = torch.einsum("blkc,ock->bol", columns, weight.flatten(2))
+    return output.reshape(len(input), len(weight), *size)
+
+
+def random(*shape: int, scale: float = 1.0, seed: int = 0) -> Tensor:
+    generator = torch.Generator().manual_seed(seed + sum(shape))
+    return (torch.randn(*shape, dtype=torch.float64, generator=generator) * scale).requires_grad_()
+
+
+def assert_same(ours: Tensor, theirs: Tensor, inputs: list[Tensor], tolerance: float = 1e-9) -> None:
+    """Values and the gradients by every input agree."""
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=tolerance)
+    seed = torch.linspace(-1, 1, ours.numel(), dtype=ours.dtype).view_as(ours)
+    for own, other in zip(
+        torch.autograd.grad(ours, inputs, seed), torch.autograd.grad(theirs, inputs, seed), strict=True
+    ):
+        torch.testing.assert_close(own, other, rtol=0, atol=tolerance)
+
+
+@pytest.mark.parametrize(
+    ("channels_in", "channels_out", "groups", "offset_groups", "kernel", "padding", "dilation", "modulated"),
+    [
+        (4, 6, 1, 1, (3, 3), (1, 1), (1, 1), False),
+        (4, 6, 2, 1, (3, 3), (1, 1), (1, 1), True),
+        (6, 4, 1, 3, (3, 5), (1, 2), (1, 1), False),
+        (4, 4, 4, 2, (3, 3), (2, 3), (2, 3), True),
+        (3, 5, 1, 1, (1, 1), (0, 0), (1, 1), True),
+        (2, 2, 1, 1, (3, 3), (0, 0), (1, 1), False),
+    ],
+)
+def test_2d_equals_torchvision_in_value_and_all_gradients(
+    channels_in: int,
+    channels_out: int,
+    groups: int,
+    offset_groups: int,
+    kernel: tuple[int, int],
+    padding: tuple[int, int],
+    dilation: tuple[int, int],
+    modulated: bool,
+) -> None:
+    height, width = 7, 9
+    size = [s + 2 * p - d * (k - 1) for s, p, d, k in zip((height, width), padding, dilation, kernel, strict=True)]
+    taps = math.prod(kernel)
+    input = random(2, channels_in, height, width)
+    offset = random(2, offset_groups * taps * 2, *size, scale=3)  # many samples lie outside
+    weight = random(channels_out, channels_in // groups, *kernel)
+    bias = random(channels_out)
+    mask = random(2, offset_groups * taps, *size) if modulated else None
+    ours = deform_conv(input, offset, weight, bias, 1, padding, dilation, mask, offset_groups=offset_groups)
+    theirs = deform_conv2d(input, offset, weight, bias, 1, padding, dilation, mask)
+    assert_same(ours, theirs, [input, offset, weight, bias, *([] if mask is None else [mask])])
+
+
+@pytest.mark.parametrize(
+    ("kernel", "padding", "dilation", "axes", "modulated"),
+    [
+        ((3, 3, 3), (1, 1, 1), (1, 1, 1), 3, False),
+        ((1, 3, 3), (0, 1, 1), (1, 1, 1), 2, True),
+        ((3, 1, 3), (1, 0, 2), (1, 1, 2), 3, True),
+        ((3, 3, 1), (1, 1, 0), (1, 1, 1), 2, False),  # in-plane offsets of taps in several planes
+    ],
+)
+def test_3d_equals_the_definition_written_out(
+    kernel: tuple[int, ...], padding: tuple[int, ...], dilation: tuple[int, ...], axes: int, modulated: bool
+) -> None:
+    size = (3, 2, 4)
+    taps = math.prod(kernel)
+    input, weight = random(2, 2, *size), random(3, 2, *kernel)
+    offset = random(2, taps * axes, *size, scale=1.5)
+    mask = random(2, taps, *size) if modulated else None
+    ours = deform_conv(input, offset, weight, None, 1, padding, dilation, mask)
+    slow = slow_deform_conv(input, offset, weight, padding, dilation, mask)
+    assert_same(ours, slow, [input, offset, weight, *([] if mask is None else [mask])], tolerance=1e-10)
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+def test_zero_offsets_give_the_plain_convolution(groups: int) -> None:
+    input, weight, bias = random(2, 4, 4, 5, 6), random(6, 4 // groups, 3, 3, 3), random(6)
+    plain = conv3d(input, weight, bias, padding=(1, 2, 1), dilation=(1, 2, 1), groups=groups)
+    offset = torch.zeros(2, 81, *plain.shape[2:], dtype=torch.float64)
+    ours = deform_conv(input, offset, weight, bias, padding=(1, 2, 1), dilation=(1, 2, 1))
+    in_plane = torch.zeros(2, 54, *plain.shape[2:], dtype=torch.float64)
+    assert deform_conv(input, in_plane, weight, bias, padding=(1, 2, 1), dilation=(1, 2, 1)).allclose(plain)
+    assert_same(ours, plain, [input, weight, bias])
+
+
+def test_whole_voxel_offsets_shift_the_samples() -> None:
+    input = random(1, 1, 5, 6)
+    offset = torch.zeros(1, 2, 5, 6, dtype=torch.float64)
+    offset[:, 0] = 1  # y first
+    offset[:, 1] = -2
+    shifted = torch.zeros_like(input)
+    shifted[:, :, :-1, 2:] = input[:, :, 1:, :-2]
+    assert deform_conv(input, offset, torch.ones(1, 1, 1, 1, dtype=torch.float64)).equal(shifted)
+
+
+@pytest.mark.parametrize("axes", [2, 3])
+def test_gradcheck_in_3d(axes: int) -> None:
+    kernel = (2, 1, 1) if axes == 3 else (1, 1, 2)
+    taps = math.prod(kernel)
+    size = (2, 2, 2)
+    padding = (0, 0, 0)
+    out = [s + 2 * p - (k - 1) for s, p, k in zip(size, padding, kernel, strict=True)]
+    input, weight, bias = random(1, 4, *size), random(2, 2, *kernel), random(2)
+    offset, mask = random(1, 2 * taps * axes, *out), random(1, 2 * taps, *out)
+
+    def function(*tensors: Tensor) -> Tensor:
+        input, offset, weight, bias, mask = tensors
+        return deform_conv(input, offset, weight, bias, padding=padding, mask=mask, offset_groups=2)
+
+    assert torch.autograd.gradcheck(function, (input, offset, weight, bias, mask))
+
+
+@pytest.mark.parametrize("far", [1e4, 1e30, math.inf, -1e4, -1e30, -math.inf])
+def test_samples_far_outside_are_zero_and_have_no_gradient(far: float) -> None:
+    input, weight = random(1, 2, 3, 3, 3), random(2, 2, 3, 3, 3)
+    offset = torch.full((1, 81, 3, 3, 3), far, dtype=torch.float64, requires_grad=True)
+    output = deform_conv(input, offset, weight, padding=1)
+    assert output.eq(0).all()
+    for gradient in torch.autograd.grad(output.sum(), (input, offset, weight)):
+        assert gradient.eq(0).all()
+
+
+def test_a_nan_offset_shows_in_the_output_and_nowhere_else() -> None:
+    input, weight = random(1, 1, 3, 4), random(1, 1, 1, 1)
+    offset = torch.zeros(1, 2, 3, 4, dtype=torch.float64)
+    offset[0, 0, 1, 2] = math.nan
+    output = deform_conv(input, offset, weight)
+    assert output[0, 0, 1, 2].isnan()
+    assert output.isnan().sum() == 1
+
+
+@pytest.mark.parametrize("size", [(1, 1, 1), (1, 7, 1), (2, 1, 5)])
+def test_maps_of_one_voxel_along_an_axis(size: tuple[int, ...]) -> None:
+    input, weight = random(2, 3, *size), random(3, 3, 3, 3, 3)
+    offset = random(2, 81, *size)
+    ours = deform_conv(input, offset, weight, padding=1)
+    assert_same(ours, slow_deform_conv(input, offset, weight, (1, 1, 1), (1, 1, 1)), [input, offset, weight])
+
+
+def test_tiles_of_any_size_give_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    input, weight, offset = random(2, 3, 5, 6, 7), random(3, 3, 3, 3, 3), random(2, 81, 5, 6, 7)
+
+    def run() -> list[Tensor]:
+        output = deform_conv(input, offset, weight, padding=1)
+        return [output, *torch.autograd.grad(output.square().sum(), (input, offset, weight))]
+
+    in_large_tiles = run()
+    monkeypatch.setattr("nnunet_godc.ops._reference.WORKSPACE", 1e-4)  # one or two voxels at a time
+    for large, small in zip(in_large_tiles, run(), strict=True):
+        torch.testing.assert_close(large, small, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_input_is_summed_in_float32(dtype: torch.dtype) -> None:
+    input, weight, offset = (
+        tensor.detach().to(dtype) for tensor in (random(1, 8, 6, 6), random(4, 8, 3, 3), random(1, 18, 6, 6))
+    )
+    expected = deform_conv(input.double(), offset.double(), weight.double(), padding=1)
+    output = deform_conv(input, offset, weight, padding=1)
+    assert output.dtype == dtype
+    torch.testing.assert_close(output.double(), expected, rtol=torch.finfo(dtype).eps, atol=1e-3)
+
+
+def test_half_precision_gradients_have_the_dtypes_of_their_tensors() -> None:
+    input, weight = (
+        random(1, 2, 4, 4).detach().half().requires_grad_(),
+        random(2, 2, 3, 3).detach().half().requires_grad_(),
+    )
+    offset = random(1, 18, 4, 4).detach().float().requires_grad_()
+    deform_conv(input, offset, weight, padding=1).float().sum().backward()
+    assert [tensor.grad.dtype for tensor in (input, offset, weight)] == [torch.float16, torch.float32, torch.float16]
+
+
+def test_autocast_casts_all_but_the_offsets() -> None:
+    input, weight, bias = random(1, 2, 4, 4).detach().float(), random(2, 2, 3, 3).detach().float(), torch.zeros(2)
+    offset = torch.full((1, 18, 4, 4), 1 / 1024 + 1)  # bfloat16 would round it to 1
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        output = deform_conv(input, offset, weight, bias, padding=1)
+    assert output.dtype == torch.bfloat16
+    rounded = [tensor.bfloat16().double() for tensor in (input, weight)]
+    expected = deform_conv(rounded[0], offset.double(), rounded[1], padding=1)
+    torch.testing.assert_close(output.double(), expected, rtol=2**-8, atol=1e-6)
+    assert not output.double().sub(deform_conv(rounded[0], offset.round().double(), rounded[1], padding=1)).eq(0).all()
+
+
+def test_float64_stays_float64_under_autocast() -> None:
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert deform_conv(random(1, 1, 3, 3), random(1, 2, 3, 3), random(1, 1, 1, 1)).dtype == torch.float64
+
+
+@pytest.mark.parametrize("modulated", [False, True])
+def test_opcheck_finds_nothing(modulated: bool) -> None:
+    input, weight, bias = random(1, 2, 3, 3, 2), random(2, 2, 1, 3, 3), random(2)
+    offset, mask = random(1, 18, 3, 3, 2), random(1, 9, 3, 3, 2) if modulated else None
+    arguments = (input, offset, weight, bias, mask, [0, 1, 1], [1, 1, 1], 1)
+    torch.library.opcheck(torch.ops.nnunet_godc.deform_conv.default, arguments)
+    tensors = [None if tensor is None else tensor.detach() for tensor in (input, input, offset, weight, mask)]
+    torch.library.opcheck(torch.ops.nnunet_godc.deform_conv_backward.default, (*tensors, [0, 1, 1], [1, 1, 1], 1))
+
+
+@pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])
+def test_compiles_as_one_graph_with_the_same_result(backend: str) -> None:
+    torch._dynamo.reset()
+    inputs = [random(2, 3, 4, 4, 4), random(2, 81, 4, 4, 4), random(3, 3, 3, 3, 3)]
+    inputs = [tensor.detach().float().requires_grad_() for tensor in inputs]
+
+    def function(input: Tensor, offset: Tensor, weight: Tensor) -> Tensor:
+        return deform_conv(input * 2, offset, weight, padding=1).relu()
+
+    compiled = torch.compile(function, backend=backend, fullgraph=True)
+    assert_same(compiled(*inputs), function(*inputs), inputs, tolerance=1e-4)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert compiled(*inputs).dtype == torch.bfloat16
+
+
+def test_non_contiguous_tensors_are_read_right() -> None:
+    input = random(2, 4, 4, 5, 3).permute(0, 4, 1, 2, 3)
+    offset = random(2, 4, 4, 5, 81).permute(0, 4, 1, 2, 3)
+    weight = random(3, 3, 3, 3, 3).transpose(0, 1)
+    ours = deform_conv(input, offset, weight, padding=1)
+    plain = deform_conv(*(tensor.contiguous() for tensor in (input, offset, weight)), padding=1)
+    assert_same(ours, plain, [input, offset, weight])
+    last = torch.channels_last_3d
+    assert deform_conv(input.contiguous(memory_format=last), offset, weight, padding=1).equal(ours)
+
+
+PEAK_MEMORY = """
+import resource, sys, torch
+from nnunet_godc.ops import deform_conv
+def peak():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+torch.set_num_threads(1)
+def run(size):
+    tensors = torch.randn(2, 16, size, size, size), torch.randn(2, 81, size, size, size), torch.randn(16, 16, 3, 3, 3)
+    for tensor in tensors:
+        tensor.requires_grad_()
+    before = peak()
+    output = deform_conv(*tensors, padding=1)
+    forward = peak() - before
+    output.sum().backward()
+    return forward, peak() - before, sum(t.nbytes for t in (tensors[0], tensors[1], output))
+run(8)
+forward, backward, base = run(48)
+print(forward / base, backward / base)
+"""
+
+
+def test_memory_stays_within_three_times_input_offset_and_output() -> None:
+    result = subprocess.run([sys.executable, "-c", PEAK_MEMORY], capture_output=True, text=True, check=True)
+    forward, backward = (float(number) for number in result.stdout.split())
+    assert forward < 3
+    # with the gradients of input and offset, which are most of the three themselves, on top
+    assert backward < 3
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"input": torch.zeros(2, 4)}, r"input has shape \(2, 4\)"),
+        ({"input": torch.zeros(1, 4, 5, 5, dtype=torch.long)}, "input has dtype torch.int64"),
+        ({"weight": torch.zeros(4, 3, 3, 3)}, "does not fit 4 input channels"),
+        ({"weight": torch.zeros(3, 2, 3, 3)}, "does not fit 4 input channels"),
+        ({"weight": torch.zeros(4, 4, 3)}, "needs 4 axes"),
+        ({"weight": torch.zeros(4, 4, 9, 3)}, "smaller than the kernel"),
+        ({"bias": torch.zeros(3)}, r"bias has shape \(3,\); expected \(4,\)"),
+        ({"stride": 2}, "stride 1 only"),
+        ({"padding": -1}, "padding is -1"),
+        ({"dilation": (1, 0)}, r"dilation is \(1, 0\)"),
+        ({"offset_groups": 3}, "offset_groups is 3"),
+        ({"offset": torch.zeros(1, 17, 5, 5)}, r"offset has shape \(1, 17, 5, 5\); expected \(1, 18, 5, 5\)"),
+        ({"mask": torch.zeros(1, 18, 5, 5)}, r"mask has shape \(1, 18, 5, 5\); expected \(1, 9, 5, 5\)"),
+    ],
+)
+def test_arguments_that_do_not_fit_are_named(change: dict[str, object], message: str) -> None:
+    arguments = {
+        "input": torch.zeros(1, 4, 5, 5),
+        "offset": torch.zeros(1, 18, 5, 5),
+        "weight": torch.zeros(4, 4, 3, 3),
+        "padding": 1,
+    } | change
+    with pytest.raises((ValueError, TypeError), match=message):
+        deform_conv(**arguments)
+
+
+def test_the_reference_is_always_available() -> None:
+    assert available_backends()["reference"] is None
+
+
+def test_2d_zero_offsets_equal_conv2d_in_float32() -> None:
+    input, weight = torch.randn(2, 3, 8, 8), torch.randn(5, 3, 3, 3)
+    ours = deform_conv(input, torch.zeros(2, 18, 8, 8), weight, padding=1)
+    torch.testing.assert_close(ours, conv2d(input, weight, padding=1), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_cuda_equals_cpu() -> None:
+    inputs = [random(2, 3, 4, 5, 6), random(2, 81, 4, 5, 6), random(3, 3, 3, 3, 3)]
+    on_gpu = [tensor.detach().cuda().requires_grad_() for tensor in inputs]
+    ours, theirs = deform_conv(*on_gpu, padding=1), deform_conv(*inputs, padding=1)
+    torch.testing.assert_close(ours.cpu(), theirs)
+    ours.sum().backward()
+    theirs.sum().backward()
+    for gpu, cpu in zip(on_gpu, inputs, strict=True):
+        torch.testing.assert_close(gpu.grad.cpu(), cpu.grad)
