@@ -33,8 +33,8 @@ class Case:
     lesion_radii: tuple[float, ...]
 
     def draw(self) -> Phantom:
-        """Draw the patient on a grid of about 350 x 290 x 200 mm, stored in the case's orientation."""
-        extent = (346.0, 288.0, 200.0)
+        """Draw the patient on a grid of about 340 x 270 x 190 mm, stored in the case's orientation."""
+        extent = (340.0, 272.0, 192.0)
         x, y, z = (round(length / step) for length, step in zip(extent, self.spacing, strict=True))
         phantom = make_phantom(self.seed, shape=(x, y, z), spacing=self.spacing, lesion_radii=self.lesion_radii)
         return phantom.reoriented(self.orientation)
@@ -50,7 +50,7 @@ def phantom_cases(count: int, *, seed: int) -> Iterator[Case]:
         random = np.random.default_rng([seed, index])
         in_plane = round(float(random.uniform(3.3, 3.9)), 2)
         slices = round(float(random.uniform(4.4, 5.6)), 2)
-        radii = np.geomspace(random.uniform(3.5, 5), random.uniform(26, 32), num=random.integers(3, 6))
+        radii = np.geomspace(random.uniform(3.5, 5), random.uniform(32, 38), num=random.integers(4, 7))
         yield Case(
             name=f"phantom_{index:03d}",
             seed=int(random.integers(2**31)),

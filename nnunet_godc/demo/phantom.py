@@ -104,7 +104,7 @@ def make_phantom(
     tumour = np.zeros(shape, dtype=bool)
     for radius in sorted(lesion_radii, reverse=True):
         lesion = _lesion(random, liver & ~tumour, radius, spacing)
-        _paint(image, lesion, liver_attenuation - random.uniform(25, 50))
+        _paint(image, lesion, liver_attenuation - random.uniform(32, 50))
         tumour |= lesion
 
     labels = np.where(tumour, TUMOUR, np.where(liver, LIVER, 0)).astype(np.uint8)

@@ -1,7 +1,7 @@
 """Deformable convolution in plain PyTorch: the definition that every faster backend is tested against.
 
 The output is made tile by tile, all taps of a tile at once, so that the samples of all taps ("columns") never exist
-for the whole map: what a tile needs is bounded by `WORKSPACE` times the tensors of the call. A sample by linear
+for the whole map: what a tile needs is bounded by a share of the tensors of the call. A sample by linear
 interpolation is a weighted sum of 2, 4 or 8 rows of the channels-last input, which `embedding_bag` does in one pass.
 Tiles rather than single taps, because many small operations cost more than their arithmetic: a walk tap by tap made
 five times as many and took five times as long on two busy cores.
@@ -17,8 +17,10 @@ from torch.nn.functional import embedding_bag
 
 from nnunet_godc.ops._geometry import Geometry, Neighbours
 
-# A tile's temporary memory as a share of input + offset + output. More makes fewer, larger operations.
+# A tile's temporary memory: this share of input + offset + output, and for small maps this many bytes. More makes
+# fewer, larger operations.
 WORKSPACE = 0.5
+SMALLEST_WORKSPACE = 64 * 2**20
 
 
 def forward(
@@ -129,7 +131,8 @@ class _Call:
         columns = geometry.taps * (3 * self.table.shape[1] + (5 + geometry.displaced_axes) * points)
         whole = geometry.batch * geometry.voxels_out * columns
         tensors = self.table.numel() + self.offset.numel() + geometry.batch * geometry.voxels_out * len(self.weight)
-        size = max(1, int(geometry.voxels_out * min(1.0, WORKSPACE * tensors / whole)))
+        workspace = max(WORKSPACE * tensors, SMALLEST_WORKSPACE / self.table.element_size())
+        size = max(1, int(geometry.voxels_out * min(1.0, workspace / whole)))
         for start in range(0, geometry.voxels_out, size):
             yield slice(start, min(start + size, geometry.voxels_out))
 
