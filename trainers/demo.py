@@ -1,13 +1,39 @@
-"""The trainer of `nnunet-godc demo`: both parts in a schedule that a CPU finishes in minutes."""
+"""The trainer of `nnunet-godc demo`: both parts in a schedule that two CPU cores finish in minutes."""
 
-from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+from __future__ import annotations
 
+from typing import Any
+
+import torch
+from nnunetv2.training.nnUNetTrainer.variants.data_augmentation.nnUNetTrainerNoMirroring import nnUNetTrainerNoMirroring
+
+from nnunet_godc.alignment import LFAMConfig
 from nnunet_godc.training import GODCMixin, LFAMMixin, ScheduleMixin
 
 
-class nnUNetTrainerGODCLFAMDemo(ScheduleMixin, GODCMixin, LFAMMixin, nnUNetTrainer):
-    """GODC and cross-entropy, with LFAM at every level; short."""
+class nnUNetTrainerGODCLFAMDemo(ScheduleMixin, GODCMixin, LFAMMixin, nnUNetTrainerNoMirroring):
+    """GODC and cross-entropy, with LFAM on every skip connection but the finest; 200 steps.
 
-    epochs = 12
+    What differs from `nnUNetTrainerGODCLFAM` serves speed alone, and is not meant for real data. LFAM leaves out the
+    full resolution, where it would take four fifths of a step on the CPU. Nothing is mirrored: the readers bring all
+    phantoms to one orientation, where the liver is always on one side, and prediction takes an eighth of the time. A
+    higher learning rate and patches that all hold foreground let the tumour be found within 150 steps.
+    """
+
+    lfam = LFAMConfig(first_level=1)
+    epochs = 8
     iterations_per_epoch = 25
     validation_iterations_per_epoch = 4
+
+    # nnU-Net looks up its own parameters by the names in this signature.
+    def __init__(
+        self,
+        plans: dict[str, Any],
+        configuration: str,
+        fold: int,
+        dataset_json: dict[str, Any],
+        device: torch.device = torch.device("cuda"),  # noqa: B008 - nnU-Net's own default
+    ) -> None:
+        super().__init__(plans, configuration, fold, dataset_json, device)
+        self.initial_lr = 3e-2
+        self.oversample_foreground_percent = 1.0

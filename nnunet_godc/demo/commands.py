@@ -34,8 +34,8 @@ def find_command(name: str) -> str:
     return found
 
 
-def nnunet_environment(raw: Path, preprocessed: Path, results: Path, *, processes: int) -> dict[str, str]:
-    """This process's environment with nnU-Net's three folders set, and few processes.
+def nnunet_environment(raw: Path, preprocessed: Path, results: Path) -> dict[str, str]:
+    """This process's environment with nnU-Net's three folders set, and one worker process at a time.
 
     The user's own folders stay untouched: nothing but these variables tells nnU-Net where to write.
     """
@@ -44,10 +44,14 @@ def nnunet_environment(raw: Path, preprocessed: Path, results: Path, *, processe
         "nnUNet_raw": str(raw),
         "nnUNet_preprocessed": str(preprocessed),
         "nnUNet_results": str(results),
-        "nnUNet_def_n_proc": str(processes),
-        "nnUNet_n_proc_DA": "1",  # augmenting these small patches keeps up with training in one process
+        # A worker imports torch for several seconds before its first case; these cases are too small to pay for more.
+        "nnUNet_def_n_proc": "1",
+        "nnUNet_n_proc_DA": "1",
         "nnUNet_wandb_enabled": "0",  # a demo has no place among the user's logged experiments
         "OMP_NUM_THREADS": "1",  # for the workers; nnU-Net gives its main process all cores by itself
+        # Training, augmentation and whatever else runs share few cores: threads that spin while they wait for each
+        # other made a step up to twenty times slower there.
+        "OMP_WAIT_POLICY": "PASSIVE",
         "PYTHONUNBUFFERED": "1",  # or progress would arrive in blocks, long after the fact
     }
 
@@ -98,12 +102,6 @@ def duration(seconds: float) -> str:
     """``'8 s'``, ``'1 min 20 s'``."""
     minutes, rest = divmod(round(seconds), 60)
     return f"{minutes} min {rest} s" if minutes else f"{rest} s"
-
-
-def watch_cases(line: str) -> str | None:
-    """Shows which case nnU-Net predicts at the moment."""
-    match = re.match(r"Predicting (\S+):", line)
-    return f"predicting {match[1]}" if match else None
 
 
 @dataclass

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import time
 from dataclasses import dataclass
@@ -14,7 +13,6 @@ from nnunet_godc.demo.commands import (
     duration,
     nnunet_environment,
     run_command,
-    watch_cases,
 )
 from nnunet_godc.demo.dataset import DATASET_ID, DATASET_NAME, FILE_ENDING, HELD_OUT, TRAINING, write_phantom_dataset
 from nnunet_godc.demo.figure import draw_case
@@ -172,29 +170,24 @@ class _Commands:
 
     def __init__(self, folder: DemoFolder) -> None:
         self.folder = folder
-        self.processes = str(min(2, os.cpu_count() or 1))
-        self.environment = nnunet_environment(
-            folder.raw, folder.preprocessed, folder.results, processes=int(self.processes)
-        )
+        self.environment = nnunet_environment(folder.raw, folder.preprocessed, folder.results)
 
     def plan(self) -> None:
         self._run(
             "plan",
             *("nnUNetv2_plan_and_preprocess", "-d", str(DATASET_ID), "--verify_dataset_integrity", "--no_pp"),
-            *("-npfp", self.processes),
+            *("-npfp", "1"),
         )
 
     def preprocess(self) -> None:
         planned = self.folder.preprocessed / DATASET_NAME / "nnUNetPlans.json"
-        # Coarser than the images, in patches that see a sixth of the body: 1 GB of memory and a third of a second a
-        # step. A finer grid needs larger patches to see as much.
-        write_shrunken_plans(
-            planned, name=PLANS, patch_size=(16, 32, 32), features=8, stages=3, spacing=(6.0, 5.0, 5.0)
-        )
+        # Coarser than the images, so that a patch sees the whole width of the body and a liver is told from a spleen by
+        # its place; a step takes a third of a second.
+        write_shrunken_plans(planned, name=PLANS, patch_size=(16, 40, 48), features=8, stages=4, spacing=(7, 6, 6))
         self._run(
             "preprocess",
             *("nnUNetv2_preprocess", "-d", str(DATASET_ID), "-plans_name", PLANS, "-c", CONFIGURATION),
-            *("-np", self.processes),
+            *("-np", "1"),
         )
 
     def train(self, fold: int) -> None:
@@ -214,7 +207,6 @@ class _Commands:
             *("-f", str(fold), "-tr", TRAINER, "-p", PLANS, "-device", "cpu", "--save_probabilities"),
             # No worker processes: starting them costs more than they save on a few small cases.
             *("-npp", "0", "-nps", "0"),
-            watch=watch_cases,
         )
 
     def ensemble(self) -> None:

@@ -10,7 +10,6 @@ from nnunet_godc.demo.commands import (
     find_command,
     nnunet_environment,
     run_command,
-    watch_cases,
 )
 from nnunet_godc.errors import UserError
 
@@ -67,7 +66,7 @@ def test_nnunet_sees_only_the_folders_of_the_demo(tmp_path, monkeypatch):
     monkeypatch.setenv("nnUNet_raw", "/precious")
     monkeypatch.setenv("nnUNet_wandb_enabled", "1")
     monkeypatch.setenv("nnUNet_extTrainer", "/trainers")
-    environment = nnunet_environment(tmp_path / "a", tmp_path / "b", tmp_path / "c", processes=2)
+    environment = nnunet_environment(tmp_path / "a", tmp_path / "b", tmp_path / "c")
     assert environment["nnUNet_raw"] == str(tmp_path / "a")
     assert environment["nnUNet_preprocessed"] == str(tmp_path / "b")
     assert environment["nnUNet_results"] == str(tmp_path / "c")
@@ -114,12 +113,10 @@ def test_the_last_epoch_has_no_time_left(tmp_path):
     assert lines[-1] == "epoch 9 of 9: loss -0.1234, pseudo Dice liver 0.50"
 
 
-def test_validation_and_prediction_show_their_case():
+def test_validation_shows_its_case():
     assert TrainingWatcher(None, [])("2026-01-02 03:04:05.678901: predicting phantom_003\n") == (
         "validating on phantom_003"
     )
-    assert watch_cases("Predicting phantom_012:\n") == "predicting phantom_012"
-    assert watch_cases("perform_everything_on_device: False\n") is None
 
 
 @pytest.mark.parametrize(("seconds", "text"), [(0.4, "0 s"), (59.4, "59 s"), (59.6, "1 min 0 s"), (125, "2 min 5 s")])
