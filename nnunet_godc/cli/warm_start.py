@@ -13,5 +13,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     from nnunet_godc.training.warm_start import warm_start
 
-    warm_start(arguments.stock, arguments.out, arguments.trainer)
+    added = warm_start(arguments.stock, arguments.out, arguments.trainer)
+    print(
+        f"Wrote {arguments.out}: the weights of {arguments.stock} and {added} of {arguments.trainer}'s own, which "
+        f"change nothing yet.\nTrain from it with: nnUNetv2_train DATASET CONFIGURATION FOLD -tr {arguments.trainer} "
+        f"-pretrained_weights {arguments.out}"
+    )
     return 0

@@ -112,7 +112,9 @@ class GODCLoss(nn.Module):
 
     The state of "running" is the mean union as a share of the output's voxels, so that one state serves all outputs of
     deep supervision. A batch is weighed with the mean of those before it (the first with its own), and changes it only
-    in training mode.
+    in training mode. Each output of deep supervision counts as a batch: a step's coarser outputs are weighed with a
+    mean that its finer ones have moved, by `momentum` at the most once the training is under way. The mean includes
+    patches without the class, so that an object of a rare class has a weight well above 1.
     """
 
     running_union: Tensor

@@ -8,7 +8,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from batchgeneratorsv2.transforms.base.basic_transform import BasicTransform, ImageOnlyTransform
+from batchgeneratorsv2.transforms.base.basic_transform import BasicTransform
+from batchgeneratorsv2.transforms.nnunet.random_binary_operator import ApplyRandomBinaryOperatorTransform
+from batchgeneratorsv2.transforms.nnunet.remove_connected_components import (
+    RemoveRandomConnectedComponentFromOneHotEncodingTransform,
+)
 from batchgeneratorsv2.transforms.spatial.mirroring import MirrorTransform
 from batchgeneratorsv2.transforms.spatial.rot90 import Rot90Transform
 from batchgeneratorsv2.transforms.spatial.spatial import SpatialTransform
@@ -23,6 +27,9 @@ LEARNING_RATE = 2e-4
 SCALING = (0.7, 1.3)
 # "random translation ranges in [0.8, 1.2]" makes no sense for a translation: read as up to a fifth of the patch
 TRANSLATION = 0.2
+
+# they imitate the errors of a cascade's first stage, and are no augmentation of the image
+_CASCADE = (ApplyRandomBinaryOperatorTransform, RemoveRandomConnectedComponentFromOneHotEncodingTransform)
 
 
 class PaperRecipeMixin(nnUNetTrainer):
@@ -111,7 +118,7 @@ class PaperRecipeMixin(nnUNetTrainer):
 def _is_augmentation(transform: BasicTransform) -> bool:
     """Whether nnU-Net changes the look of a patch by it; what prepares targets or a cascade's input stays."""
     if isinstance(transform, RandomTransform):
-        return isinstance(transform.transform, ImageOnlyTransform)
+        return not isinstance(transform.transform, _CASCADE)
     return isinstance(transform, MirrorTransform)
 
 

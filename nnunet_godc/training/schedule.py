@@ -49,4 +49,5 @@ def with_epochs(trainer: type[nnUNetTrainer], epochs: int, module: str) -> type[
     """
     name = f"{trainer.__name__}_{epochs}epochs"
     members = {"epochs": epochs, "__module__": module, "__doc__": f"{trainer.__name__} for {epochs} epochs."}
-    return type(name, (ScheduleMixin, trainer), members)
+    bases = (trainer,) if issubclass(trainer, ScheduleMixin) else (ScheduleMixin, trainer)
+    return type(name, bases, members)
