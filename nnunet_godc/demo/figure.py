@@ -28,6 +28,7 @@ def draw_case(image: Path, reference: Path, prediction: Path, out: Path, *, titl
         score: what stands over the prediction, below its name.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.colors import ListedColormap
     from matplotlib.figure import Figure
     from matplotlib.patches import Patch
 
@@ -59,11 +60,12 @@ def draw_case(image: Path, reference: Path, prediction: Path, out: Path, *, titl
         if labels is None:
             continue
         for label, colour in COLOURS.items():
+            here = _axial(labels, shown)
+            only = np.ma.masked_not_equal(here, label)
+            axes.imshow(only, cmap=ListedColormap([colour]), alpha=0.3, aspect=y_spacing / x_spacing)
             # The tumour lies in the liver, so the liver's contour goes around both.
-            mask = _axial(labels, shown) >= label
-            if mask.any():
-                axes.contourf(mask, levels=[0.5, 1.5], colors=[colour], alpha=0.25)
-                axes.contour(mask, levels=[0.5], colors=[colour], linewidths=1.8)
+            if (here >= label).any():
+                axes.contour(here >= label, levels=[0.5], colors=[colour], linewidths=1.8)
     legend = [Patch(color=COLOURS[LIVER], label="liver"), Patch(color=COLOURS[TUMOUR], label="tumour")]
     figure.legend(handles=legend, loc="outside lower center", ncols=2, frameon=False, fontsize=12)
     figure.savefig(out, dpi=100)
