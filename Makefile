@@ -28,6 +28,8 @@ bench: $(INSTALLED)
 	$(BIN)/python benchmarks/deform_conv.py
 
 bench-gpu: $(INSTALLED)
+	$(BIN)/python benchmarks/loss.py --device cuda
+	$(BIN)/python benchmarks/deform_conv.py --device cuda
 	$(BIN)/python benchmarks/training_gpu.py
 
 # Renews every pinned version; commit what it writes.

@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -41,14 +42,22 @@ def parse_arguments(description: str | None) -> argparse.Namespace:
     parser.add_argument("--seconds", type=float, default=12.0, help="time per case, all candidates together")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results", help="folder for the results")
     arguments = parser.parse_args()
-    if torch.device(arguments.device).type == "cuda" and not torch.cuda.is_available():
-        parser.error(
-            f"--device {arguments.device}: PyTorch sees no CUDA device here; leave the option out for the CPU."
-        )
+    check_device(parser, arguments.device, "leave the option out for the CPU")
     torch.set_num_threads(arguments.threads)
     # before the benchmark itself puts load on the machine
-    arguments.load = f"{os.getloadavg()[0]:.1f}" if hasattr(os, "getloadavg") else "unknown"
+    arguments.load = load()
     return arguments
+
+
+def check_device(parser: argparse.ArgumentParser, device: str, remedy: str) -> None:
+    """Ends the program with a sentence if the device is a GPU and there is none."""
+    if torch.device(device).type == "cuda" and not torch.cuda.is_available():
+        parser.error(f"--device {device}: PyTorch sees no CUDA device here; {remedy}.")
+
+
+def load() -> str:
+    """Processes that want to run, averaged over the last minute."""
+    return f"{os.getloadavg()[0]:.1f}" if hasattr(os, "getloadavg") else "unknown"
 
 
 def forward_backward(function: Callable[[], Tensor], leaves: Sequence[Tensor]) -> Step:
@@ -85,25 +94,46 @@ def compare(case: str, candidates: dict[str, Step], device: torch.device, second
 
 def write_results(name: str, measurements: list[Measurement], arguments: argparse.Namespace, notes: list[str]) -> None:
     """Writes NAME-DEVICE.json and, as a Markdown table, NAME-DEVICE.md."""
+    write_report(
+        name,
+        "Forward and backward; median [quartiles] of interleaved rounds; peak memory beyond inputs and parameters.",
+        [
+            "| input | candidate | time in ms | memory in MiB |",
+            "| --- | --- | --- | --- |",
+            *(
+                f"| {entry.case} | {entry.candidate} | {_milliseconds(entry)} | {entry.peak_memory_mib:.1f} |"
+                for entry in measurements
+            ),
+        ],
+        [asdict(entry) for entry in measurements],
+        arguments,
+        notes,
+    )
+
+
+def write_report(
+    name: str,
+    introduction: str,
+    table: list[str],
+    measurements: list[dict[str, Any]],
+    arguments: argparse.Namespace,
+    notes: list[str],
+) -> None:
+    """Writes the measurements to NAME-DEVICE.json, and the introduction and the table's lines to NAME-DEVICE.md."""
     device = torch.device(arguments.device)
     environment = {**_environment(device), "load before": arguments.load}
     stem = f"{name}-{device.type}"
     arguments.out.mkdir(parents=True, exist_ok=True)
-    content = {"environment": environment, "notes": notes, "measurements": [asdict(entry) for entry in measurements]}
+    content = {"environment": environment, "notes": notes, "measurements": measurements}
     (arguments.out / f"{stem}.json").write_text(json.dumps(content, indent=2) + "\n")
 
     lines = [
-        "Forward and backward; median [quartiles] of interleaved rounds; peak memory beyond inputs and parameters.",
+        introduction,
         "",
         *(f"- {key}: {value}" for key, value in environment.items()),
         *(f"- {note}" for note in notes),
         "",
-        "| input | candidate | time in ms | memory in MiB |",
-        "| --- | --- | --- | --- |",
-        *(
-            f"| {entry.case} | {entry.candidate} | {_milliseconds(entry)} | {entry.peak_memory_mib:.1f} |"
-            for entry in measurements
-        ),
+        *table,
     ]
     (arguments.out / f"{stem}.md").write_text("\n".join(lines) + "\n")
     print(f"Written: {arguments.out / stem}.json and .md")

@@ -1,9 +1,10 @@
 """Deformable convolution in 2D and 3D, as one operation that autograd, autocast and torch.compile understand."""
 
-# Annotations stay objects here: torch.library reads the operation's schema from them.
+from __future__ import annotations
+
 import math
 from collections.abc import Sequence
-from typing import Any, Optional
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -126,13 +127,19 @@ def _check(
         )
 
 
-@torch.library.custom_op("nnunet_godc::deform_conv", mutates_args=())
+# Schemas are spelt out, since what torch.library reads from annotations differs from version to version.
+@torch.library.custom_op(
+    "nnunet_godc::deform_conv",
+    mutates_args=(),
+    schema="(Tensor input, Tensor offset, Tensor weight, Tensor? bias, Tensor? mask, int[] padding, int[] dilation, "
+    "int offset_groups) -> Tensor",
+)
 def _deform_conv(
     input: Tensor,
     offset: Tensor,
     weight: Tensor,
-    bias: Optional[Tensor],  # noqa: UP045 - the schema reader of older PyTorch knows only this spelling
-    mask: Optional[Tensor],  # noqa: UP045
+    bias: Tensor | None,
+    mask: Tensor | None,
     padding: Sequence[int],
     dilation: Sequence[int],
     offset_groups: int,
@@ -141,13 +148,18 @@ def _deform_conv(
     return backend.forward(input, offset, weight, bias, mask, list(padding), list(dilation), offset_groups)
 
 
-@torch.library.custom_op("nnunet_godc::deform_conv_backward", mutates_args=())
+@torch.library.custom_op(
+    "nnunet_godc::deform_conv_backward",
+    mutates_args=(),
+    schema="(Tensor grad_output, Tensor input, Tensor offset, Tensor weight, Tensor? mask, int[] padding, "
+    "int[] dilation, int offset_groups) -> (Tensor, Tensor, Tensor, Tensor)",
+)
 def _deform_conv_backward(
     grad_output: Tensor,
     input: Tensor,
     offset: Tensor,
     weight: Tensor,
-    mask: Optional[Tensor],  # noqa: UP045
+    mask: Tensor | None,
     padding: Sequence[int],
     dilation: Sequence[int],
     offset_groups: int,
