@@ -1,6 +1,15 @@
 """GODC, the gradient-optimised Dice loss."""
 
 from nnunet_godc.losses.godc import GODCConfig, GODCLoss, dice_weight, union_norm
-from nnunet_godc.losses.statistics import SoftStatistics, soft_dice, soft_statistics
+from nnunet_godc.losses.statistics import SoftStatistics, soft_dice, soft_statistics, soft_union
 
-__all__ = ["GODCConfig", "GODCLoss", "SoftStatistics", "dice_weight", "soft_dice", "soft_statistics", "union_norm"]
+__all__ = [
+    "GODCConfig",
+    "GODCLoss",
+    "SoftStatistics",
+    "dice_weight",
+    "soft_dice",
+    "soft_statistics",
+    "soft_union",
+    "union_norm",
+]

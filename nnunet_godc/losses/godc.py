@@ -23,7 +23,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from nnunet_godc.losses.statistics import soft_dice, soft_statistics
+from nnunet_godc.losses.statistics import soft_dice, soft_statistics, soft_union
 
 Normalization = Literal["mean", "l2", "l1", "max", "running"]
 
@@ -149,7 +149,9 @@ class GODCLoss(nn.Module):
         dice = soft_dice(statistics, self.smooth)  # (B, C)
         if self.config.exponent == 0:
             return -dice.mean()
-        union = statistics.union.detach() if self.config.detach else statistics.union  # (B, C)
+        union = soft_union(statistics)  # (B, C)
+        if self.config.detach:
+            union = union.detach()
         norm, share = self._norm_over_ranks(union)  # (C,), scalar
         if self.config.normalization == "running":
             norm = self._running_norm(norm, math.prod(net_output.shape[2:]))

@@ -15,11 +15,6 @@ class SoftStatistics(NamedTuple):
     prediction: Tensor  # sum P
     reference: Tensor  # sum Y
 
-    @property
-    def union(self) -> Tensor:
-        """sum P + Y - P * Y, eq. (1) of the paper."""
-        return self.prediction + self.reference - self.intersection
-
 
 def soft_statistics(
     probabilities: Tensor, target: Tensor, mask: Tensor | None = None, include_background: bool = True
@@ -51,6 +46,11 @@ def soft_statistics(
     intersection = (probabilities * reference).sum(axes, dtype=dtype)
     prediction = (probabilities if mask is None else probabilities * mask).sum(axes, dtype=dtype)
     return SoftStatistics(intersection, prediction, reference_sum)
+
+
+def soft_union(statistics: SoftStatistics) -> Tensor:
+    """sum P + Y - P * Y, eq. (1) of the paper; (B, C)."""
+    return statistics.prediction + statistics.reference - statistics.intersection
 
 
 def soft_dice(statistics: SoftStatistics, smooth: float) -> Tensor:

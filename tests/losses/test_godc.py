@@ -9,7 +9,7 @@ import torch
 from nnunetv2.training.loss.dice import MemoryEfficientSoftDiceLoss
 from nnunetv2.utilities.helpers import softmax_helper_dim1
 
-from nnunet_godc.losses import GODCConfig, GODCLoss, dice_weight, soft_dice, soft_statistics, union_norm
+from nnunet_godc.losses import GODCConfig, GODCLoss, dice_weight, soft_dice, soft_statistics, soft_union, union_norm
 from nnunet_godc.losses.godc import Normalization
 
 NORMALIZATIONS = get_args(Normalization)
@@ -36,9 +36,9 @@ def objects_of_one_iou(sizes, voxels, dtype=torch.float64):
 def closed_form(probabilities, reference, iou=None, union=None):
     """Eq. (7) with the factor 2 that it lacks; the batch's own IoU and union where none are given."""
     statistics = soft_statistics(probabilities, reference)
-    shape = (*statistics.union.shape, *[1] * (reference.dim() - 2))
-    iou = (statistics.intersection / statistics.union).view(shape) if iou is None else iou
-    union = statistics.union.view(shape) if union is None else union
+    shape = (*soft_union(statistics).shape, *[1] * (reference.dim() - 2))
+    iou = (statistics.intersection / soft_union(statistics)).view(shape) if iou is None else iou
+    union = soft_union(statistics).view(shape) if union is None else union
     return -2 * (reference - iou * (1 - reference)) / ((1 + iou) ** 2 * union)
 
 
@@ -179,7 +179,7 @@ class TestGradient:
         logits, labels = random_batch(batch=1, classes=2, dtype=torch.float64)
         probabilities, reference = logits.sigmoid()[:, 1:], labels.double()
         statistics = soft_statistics(probabilities, reference)
-        union = statistics.union.item()
+        union = soft_union(statistics).item()
         iou = statistics.intersection.item() / union
         printed = -(2 * reference - iou * (1 - reference)) / ((1 + iou) ** 2 * union)
         _, gradient = differentiate(region_loss(exponent=0.0), probabilities, reference)
@@ -201,7 +201,7 @@ class TestGradient:
         probabilities, reference = objects_of_one_iou(sizes, voxels=200_000)
         dice = MemoryEfficientSoftDiceLoss(do_bg=True, smooth=0, ddp=False)
         _, gradient = differentiate(dice, probabilities, reference)
-        union = soft_statistics(probabilities, reference).union[:, 0]
+        union = soft_union(soft_statistics(probabilities, reference))[:, 0]
         per_union = gradient[:, 0, 0, 0] * union
         torch.testing.assert_close(per_union, per_union[:1].expand(5), rtol=1e-5, atol=0)
         assert gradient[0, 0, 0, 0] / gradient[-1, 0, 0, 0] == pytest.approx(1e4, rel=1e-5)
@@ -217,12 +217,12 @@ class TestGradient:
         probabilities = logits.sigmoid()[:, 1:]
         reference = torch.cat([labels == label for label in range(1, classes + 1)], dim=1).double()
         _, gradient = differentiate(region_loss(), probabilities, reference)
-        unions = soft_statistics(probabilities, reference).union.sum(0).view(1, classes, 1, 1, 1)
+        unions = soft_union(soft_statistics(probabilities, reference)).sum(0).view(1, classes, 1, 1, 1)
         expected = closed_form(probabilities, reference, union=unions) / classes
         torch.testing.assert_close(gradient, expected, rtol=1e-12, atol=0)
 
         pooled = soft_statistics(probabilities, reference)
-        iou = (pooled.intersection.sum(0) / pooled.union.sum(0)).view(1, classes, 1, 1, 1)
+        iou = (pooled.intersection.sum(0) / soft_union(pooled).sum(0)).view(1, classes, 1, 1, 1)
         batch_dice = MemoryEfficientSoftDiceLoss(batch_dice=True, do_bg=True, smooth=0, ddp=False)
         _, gradient_of_batch_dice = differentiate(batch_dice, probabilities, reference)
         expected = closed_form(probabilities, reference, iou=iou, union=unions) / classes
@@ -252,7 +252,7 @@ class TestGradient:
     @pytest.mark.parametrize("exponent", [0.5, 1.0, 2.0])
     def test_is_exact_with_the_weight_as_a_constant(self, random_batch, differentiate, normalization, exponent):
         logits, labels = random_batch(batch=2, classes=3, size=(2, 3), dtype=torch.float64)
-        union = soft_statistics(logits.softmax(1), labels, include_background=False).union
+        union = soft_union(soft_statistics(logits.softmax(1), labels, include_background=False))
         weight = dice_weight(union, union_norm(union, normalization), exponent)
 
         def with_fixed_weight(x):
