@@ -30,7 +30,7 @@ OURS = "nnUNetTrainerGODCLFAMShort"
 EPOCHS = 6
 KILLED_IN = 2  # epochs are counted from 0
 
-# What two cores learn in 180 steps. nnU-Net's own optimiser takes some 300 to find the foreground, its variant with
+# What two cores learn in 240 steps. nnU-Net's own optimiser takes some 300 to find the foreground, its variant with
 # Adam takes 40. Mirroring would turn anterior into posterior, and make prediction take eight times as long.
 USERS_TRAINERS = f"""
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
@@ -43,7 +43,7 @@ from nnunet_godc.training import ScheduleMixin
 
 class Short(ScheduleMixin, nnUNetTrainerAdam, nnUNetTrainerNoMirroring):
     epochs = {EPOCHS}
-    iterations_per_epoch = 30
+    iterations_per_epoch = 40
     validation_iterations_per_epoch = 4
 
     def initialize(self):
