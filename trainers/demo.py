@@ -1,10 +1,5 @@
 """The trainer of `nnunet-godc demo`: both parts in a schedule that two CPU cores finish in minutes."""
 
-from __future__ import annotations
-
-from typing import Any
-
-import torch
 from nnunetv2.training.nnUNetTrainer.variants.data_augmentation.nnUNetTrainerNoMirroring import nnUNetTrainerNoMirroring
 
 from nnunet_godc.alignment import LFAMConfig
@@ -25,15 +20,7 @@ class nnUNetTrainerGODCLFAMDemo(ScheduleMixin, GODCMixin, LFAMMixin, nnUNetTrain
     iterations_per_epoch = 25
     validation_iterations_per_epoch = 4
 
-    # nnU-Net looks up its own parameters by the names in this signature.
-    def __init__(
-        self,
-        plans: dict[str, Any],
-        configuration: str,
-        fold: int,
-        dataset_json: dict[str, Any],
-        device: torch.device = torch.device("cuda"),  # noqa: B008 - nnU-Net's own default
-    ) -> None:
-        super().__init__(plans, configuration, fold, dataset_json, device)
+    def set_hyperparameters(self) -> None:
+        super().set_hyperparameters()
         self.initial_lr = 4e-2
         self.oversample_foreground_percent = 1.0

@@ -7,7 +7,6 @@ from itertools import combinations
 from typing import Any
 
 import numpy as np
-import torch
 from batchgeneratorsv2.transforms.base.basic_transform import BasicTransform
 from batchgeneratorsv2.transforms.nnunet.random_binary_operator import ApplyRandomBinaryOperatorTransform
 from batchgeneratorsv2.transforms.nnunet.remove_connected_components import (
@@ -22,6 +21,8 @@ from nnunetv2.training.lr_scheduler.polylr import PolyLRScheduler
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from torch.optim import Adam, Optimizer
 
+from nnunet_godc.training.hyperparameters import HyperparametersMixin
+
 BATCH_SIZE = 2
 LEARNING_RATE = 2e-4
 SCALING = (0.7, 1.3)
@@ -32,22 +33,15 @@ TRANSLATION = 0.2
 _CASCADE = (ApplyRandomBinaryOperatorTransform, RemoveRandomConnectedComponentFromOneHotEncodingTransform)
 
 
-class PaperRecipeMixin(nnUNetTrainer):
+class PaperRecipeMixin(HyperparametersMixin):
     """Adam at a constant 2e-4, batches of two, and scaling, translation and quarter turns as the only augmentation.
 
     The paper names no schedule, weight decay or deep supervision: the learning rate is constant, the decay zero, and
     deep supervision stays as nnU-Net has it. Nothing is mirrored, in training and in prediction.
     """
 
-    def __init__(
-        self,
-        plans: dict[str, Any],
-        configuration: str,
-        fold: int,
-        dataset_json: dict[str, Any],
-        device: torch.device = torch.device("cuda"),  # noqa: B008 - nnU-Net's own default
-    ) -> None:
-        super().__init__(plans, configuration, fold, dataset_json, device)
+    def set_hyperparameters(self) -> None:
+        super().set_hyperparameters()
         self.initial_lr = LEARNING_RATE
         self.weight_decay = 0.0
         planned = self.configuration_manager.batch_size

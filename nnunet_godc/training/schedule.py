@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import ClassVar
 
-import torch
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
+from nnunet_godc.training.hyperparameters import HyperparametersMixin
 
-class ScheduleMixin(nnUNetTrainer):
+
+class ScheduleMixin(HyperparametersMixin):
     """Sets how long a training is; what is None stays as nnU-Net has it.
 
     Attributes:
@@ -21,16 +22,8 @@ class ScheduleMixin(nnUNetTrainer):
     iterations_per_epoch: ClassVar[int | None] = None
     validation_iterations_per_epoch: ClassVar[int | None] = None
 
-    # nnU-Net looks up its own parameters by the names in this signature
-    def __init__(
-        self,
-        plans: dict[str, Any],
-        configuration: str,
-        fold: int,
-        dataset_json: dict[str, Any],
-        device: torch.device = torch.device("cuda"),  # noqa: B008 - nnU-Net's own default
-    ) -> None:
-        super().__init__(plans, configuration, fold, dataset_json, device)
+    def set_hyperparameters(self) -> None:
+        super().set_hyperparameters()
         if self.epochs is not None:
             self.num_epochs = self.epochs
         if self.iterations_per_epoch is not None:
