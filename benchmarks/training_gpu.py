@@ -401,8 +401,8 @@ def report(runs: Sequence[Run], arguments: argparse.Namespace) -> None:
         f"two epochs of {arguments.iterations} steps; the second is timed: median [quartiles] of train_step between "
         "two synchronisations, data loading left out",
         "ratio to the mean of stock nnU-Net's first and last run",
-        f"prediction: wall time of nnUNetv2_predict for {HELD_OUT} cases, its imports included, "
-        f"{PREDICTIONS_AT_ONCE} commands at a time",
+        f"prediction: wall time of nnUNetv2_predict for {HELD_OUT} cases, its imports included; "
+        f"commands at a time: {PREDICTIONS_AT_ONCE}",
         "plans shrunken for a smoke check: these are no measurements" if arguments.narrow else "nnU-Net's own plans",
     ]
     missing = [f"{run.configuration} {run.trainer} ({run.state})" for run in runs if not run.trained]
@@ -414,7 +414,12 @@ def report(runs: Sequence[Run], arguments: argparse.Namespace) -> None:
     if missing:
         notes.append(f"without numbers: {', '.join(missing)}")
     write_report(
-        "training_gpu", "nnU-Net's own commands on hippocampus MR.", table[:-1], measurements, arguments, notes
+        "training_gpu",
+        "Two epochs and a prediction each, on hippocampus MR.",
+        table[:-1],
+        measurements,
+        arguments,
+        notes,
     )
 
 
