@@ -3,6 +3,9 @@
 PYTHON ?= python3
 OUT ?= demo
 
+# OpenMP threads that wait without spinning: beside other processes, spinning ones slow training on the CPU many times.
+export OMP_WAIT_POLICY ?= PASSIVE
+
 BIN := .venv/bin
 INSTALLED := .venv/installed
 
