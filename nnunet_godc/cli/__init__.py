@@ -1,9 +1,12 @@
 """The command `nnunet-godc`. Each sub-command is a module here; it imports what it needs when it runs."""
 
 import argparse
+import signal
 import sys
+import threading
 from collections.abc import Sequence
-from typing import Protocol
+from types import FrameType
+from typing import NoReturn, Protocol
 
 import nnunet_godc
 from nnunet_godc.cli import demo, doctor, warm_start
@@ -40,12 +43,22 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _exit_at_signal(number: int, frame: FrameType | None) -> NoReturn:
+    raise SystemExit(128 + number)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs `nnunet-godc` with `argv` (default: the process's own arguments) and returns the exit status."""
     arguments = build_parser().parse_args(argv)
+    if threading.current_thread() is threading.main_thread():
+        # As Ctrl-C does, so that what runs below ends its own commands and leaves nothing half-written.
+        signal.signal(signal.SIGTERM, _exit_at_signal)
     try:
         status: int = arguments.run(arguments)
     except UserError as error:
         print(f"nnunet-godc: {error}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print("nnunet-godc: interrupted", file=sys.stderr)
+        return 130
     return status

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sysconfig
 import time
@@ -77,6 +79,7 @@ def run_command(
             stderr=subprocess.STDOUT,
             encoding="utf-8",
             errors="replace",
+            start_new_session=True,  # a group of its own: what stops us stops its worker processes too
         ) as process,
     ):
         assert process.stdout is not None
@@ -88,7 +91,7 @@ def run_command(
                 if shown:
                     print(f"    {shown}", flush=True)
         except BaseException:
-            process.terminate()
+            _kill_group(process)
             raise
     if process.returncode != 0:
         print("\n".join(f"    | {line}" for line in last_lines), flush=True)
@@ -96,6 +99,14 @@ def run_command(
             f"{command[0]} ended with exit status {process.returncode}; its last lines stand above, all of it in {log}"
         )
     print(f"    done in {duration(time.monotonic() - started)}", flush=True)
+
+
+def _kill_group(process: subprocess.Popen[str]) -> None:
+    if hasattr(os, "killpg"):
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+    else:
+        process.kill()
 
 
 def duration(seconds: float) -> str:

@@ -1,5 +1,10 @@
 import json
+import signal
+import subprocess
 import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
@@ -60,6 +65,46 @@ def test_a_command_that_prints_what_is_no_text_is_still_logged(tmp_path, python)
 def test_a_missing_command_is_named_with_its_remedy():
     with pytest.raises(UserError, match="nnUNetv2_no_such_thing is not to be found; install nnU-Net"):
         find_command("nnUNetv2_no_such_thing")
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="looks at processes through /proc")
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_ends_the_running_command_and_its_workers(tmp_path, number, status):
+    """As in `nnunet-godc demo`: the command's own worker process must not stay behind either."""
+    workers = tmp_path / "workers"
+    code = (
+        "import os, sys\n"
+        "from pathlib import Path\n"
+        "from nnunet_godc import cli\n"
+        "import nnunet_godc.demo\n"
+        "from nnunet_godc.demo import commands\n"
+        "nnunet_godc.demo.run_demo = lambda out: commands.run_command(\n"
+        f"    ['sh', '-c', 'sleep 60 & echo $! $$ > {workers}.tmp; mv {workers}.tmp {workers}; wait'],\n"
+        "    log=out / 'log.txt', environment=os.environ)\n"
+        f"sys.exit(cli.main(['demo', '--out', {str(tmp_path)!r}]))\n"
+    )
+    with subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE, text=True) as process:
+        wait_until(workers.exists)
+        process.send_signal(number)
+        assert process.wait(timeout=30) == status
+        assert "Traceback" not in process.stderr.read()
+    for worker in map(int, workers.read_text().split()):
+        wait_until(lambda worker=worker: has_ended(worker))
+
+
+def wait_until(condition: Callable[[], bool], seconds: float = 60) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.05)
+
+
+def has_ended(process_id: int) -> bool:
+    # A process that nobody has waited for yet still has its identifier: it is a zombie.
+    try:
+        return Path(f"/proc/{process_id}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+    except FileNotFoundError:
+        return True
 
 
 def test_nnunet_sees_only_the_folders_of_the_demo(tmp_path, monkeypatch):
