@@ -1,0 +1,169 @@
+"""An in-house collection of CT scans with masks of the pancreas or its tumour, in whatever formats it comes."""
+
+import argparse
+import re
+import sys
+from fnmatch import fnmatchcase
+from pathlib import Path
+
+from nnunet_godc.conversion.case import CaseSource, SeriesChoice
+from nnunet_godc.conversion.collection import Collection, Found
+from nnunet_godc.conversion.command import Converter, main
+from nnunet_godc.conversion.labels import LabelRules
+from nnunet_godc.conversion.pairing import (
+    new_names,
+    new_patients,
+    pairs_by_pattern,
+    pairs_by_table,
+    read_keys,
+    write_keys,
+)
+from nnunet_godc.conversion.splits import PAPER_TEST_SHARE, draw_test_cases
+from nnunet_godc.errors import UserError
+
+PREFIX = "PANC"
+DEFAULT_LABELS = ["1=tumour", "*tumo*r*=tumour"]
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    pairs = parser.add_argument_group("which image goes with which mask")
+    pairs.add_argument(
+        "--csv", type=Path, metavar="FILE", help="table with columns image, mask and, if wanted, case, patient, part"
+    )
+    pairs.add_argument(
+        "--image-pattern",
+        default="images/{case}",
+        metavar="PATTERN",
+        help="path below SOURCE without ending, {case} and {patient} for parts of names, default: %(default)s",
+    )
+    pairs.add_argument("--mask-pattern", default="masks/{case}", metavar="PATTERN", help="default: %(default)s")
+    pairs.add_argument(
+        "--series",
+        type=_series,
+        default="only",
+        metavar="WHICH",
+        help="of several DICOM series in a folder: only (refuse several), largest, or a series number",
+    )
+    masks = parser.add_argument_group("what the masks mean")
+    masks.add_argument(
+        "--label-map",
+        nargs="+",
+        default=DEFAULT_LABELS,
+        metavar="FROM=LABEL",
+        help="a mask's value, or a pattern of a segment's name, and the label it becomes, such as 2=tumour "
+        "'*pancreas*=pancreas'; labels are numbered as they appear; default: " + " ".join(DEFAULT_LABELS),
+    )
+    masks.add_argument(
+        "--label-grid",
+        choices=("physical", "image"),
+        default="physical",
+        help="where a mask lies whose header disagrees with its image's: where the header says (resampled), or on the "
+        "image's voxels; default: %(default)s",
+    )
+    privacy = parser.add_argument_group("test cases and names")
+    privacy.add_argument(
+        "--test-share",
+        type=float,
+        default=PAPER_TEST_SHARE,
+        metavar="SHARE",
+        help="of the cases to set apart for testing, drawn by --seed, patients kept together; default: 34 of 174",
+    )
+    privacy.add_argument(
+        "--key-file", type=Path, metavar="FILE", help="write which case is whose; an earlier one keeps its names"
+    )
+
+
+def collection(arguments: argparse.Namespace) -> Collection:
+    """The collection as the label map describes it.
+
+    Raises:
+        UserError: the label map is none.
+    """
+    numbers: dict[str, int] = {}
+    values: dict[int, int] = {}
+    segments: list[tuple[str, int]] = []
+    for entry in arguments.label_map:
+        source, equals, label = (part.strip() for part in entry.rpartition("="))
+        if not (source and equals and label):
+            raise UserError(f"--label-map {entry!r} is not of the form FROM=LABEL, such as 2=tumour")
+        number = 0 if label == "background" else numbers.setdefault(label, len(numbers) + 1)
+        if re.fullmatch(r"\d+", source):
+            if not 0 < int(source) < 256:
+                raise UserError(f"--label-map {entry!r}: a mask's value lies between 1 and 255")
+            values[int(source)] = number
+        else:
+            segments.append((source, number))
+    if not numbers:
+        raise UserError("--label-map leaves nothing but background; name at least one label")
+    names = {number: label for label, number in numbers.items()}
+    tumour = next((n for n, name in names.items() if fnmatchcase(name.lower(), "*tumo*r*") or name == "lesion"), None)
+    pancreas = next((n for n, name in names.items() if name.lower() == "pancreas"), None)
+    regions = {}
+    if tumour and pancreas and len(names) == 2:
+        regions = {names[pancreas]: (pancreas, tumour), names[tumour]: (tumour,)}
+    return Collection(
+        title="in-house pancreas collection",
+        dataset_name="PancreasTumour",
+        rules=LabelRules(names=names, values=values, segments=tuple(segments), region_of=regions),
+        tumour=tumour,
+        label_grid=arguments.label_grid,
+        reference="",
+        licence="not for distribution",
+        private=True,
+    )
+
+
+def find_cases(root: Path, arguments: argparse.Namespace) -> Found:
+    """The pairs under `root`, under new names; a share of the patients is set apart for testing.
+
+    Raises:
+        UserError: patterns, table or key file are no such thing.
+    """
+    if not 0 <= arguments.test_share < 1:
+        raise UserError(
+            f"--test-share {arguments.test_share} is no share; give a number from 0 up to, not including, 1"
+        )
+    if arguments.csv:
+        pairs, problems = pairs_by_table(root, arguments.csv)
+    else:
+        pairs, problems = pairs_by_pattern(root, arguments.image_pattern, arguments.mask_pattern)
+    keys = read_keys(arguments.key_file) if arguments.key_file else {}
+    names = new_names(pairs, PREFIX, keys, root)
+    patients = new_patients(pairs, names)
+    undecided = {name: patient for name, patient, pair in zip(names, patients, pairs, strict=True) if pair.test is None}
+    drawn = set()
+    if len(undecided) == len(pairs):
+        drawn = draw_test_cases(undecided, share=arguments.test_share, seed=arguments.seed)
+    tests = [pair.test if pair.test is not None else name in drawn for name, pair in zip(names, pairs, strict=True)]
+    if arguments.key_file and not arguments.dry_run:
+        write_keys(arguments.key_file, root, zip(names, patients, tests, pairs, strict=True))
+    cases = [
+        CaseSource(name, pair.image, pair.mask, test=test, patient=patient, series=arguments.series)
+        for name, pair, patient, test in zip(names, pairs, patients, tests, strict=True)
+    ]
+    warnings = []
+    if not arguments.key_file:
+        warnings.append("no table tells which case is which scan; --key-file FILE writes one, readable by you alone")
+    if not any(pair.patient for pair in pairs):
+        warnings.append(
+            "every scan counts as a patient of its own; if some are of one patient, name patients in --csv or by "
+            "{patient} in --image-pattern, or they may stand on both sides of a split"
+        )
+    return Found(tuple(sorted(cases, key=lambda case: case.name)), tuple(problems), tuple(warnings))
+
+
+def _series(text: str) -> SeriesChoice:
+    if text == "only":
+        return "only"
+    if text == "largest":
+        return "largest"
+    try:
+        return int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not only, largest or a series number") from None
+
+
+CONVERTER = Converter(collection, 502, find_cases, __doc__, add_arguments)
+
+if __name__ == "__main__":
+    sys.exit(main(CONVERTER))

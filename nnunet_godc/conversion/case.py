@@ -1,0 +1,456 @@
+"""One case from source to target: read, mend, check, turn to the dataset's orientation, link or write, and record."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nnunet_godc.conversion.files import visible_files
+from nnunet_godc.conversion.formats import VOLUME_ENDINGS, VolumeFile, ending_of, open_volume
+from nnunet_godc.conversion.grid import Grid, Triple, Volume
+from nnunet_godc.conversion.labels import LabelArray, LabelRules, count_values, read_label, united
+from nnunet_godc.conversion.nifti import NiftiFile, geometry_of_header, nifti_header, with_geometry_of, write_nifti
+from nnunet_godc.conversion.placing import place_label
+from nnunet_godc.conversion.problems import CaseError, Notes
+
+if TYPE_CHECKING:
+    from nnunet_godc.conversion.dicom import DicomSeries
+
+LabelGrid = Literal["physical", "image", "axes"]
+SeriesChoice = int | Literal["only", "largest"]
+
+PLAUSIBLE_HU = (-250.0, 600.0)  # mean attenuation of anything that is segmented in these collections
+READ_AT_ONCE = 2**20
+UNREADABLE = "a source file cannot be read: it is missing or not permitted"
+RECORD_FORMAT = 1  # of the records in conversion.json; a higher one is not compatible
+
+
+@dataclass(frozen=True)
+class CaseSource:
+    """Where a case comes from.
+
+    Attributes:
+        name: the case's name in the dataset.
+        image: a volume file, or a folder with a DICOM series.
+        label: a volume file, DICOM-SEG or RTSTRUCT, or a folder with one of these; None for a test case without.
+        test: whether it goes to imagesTs.
+        patient: who it is of, under a made-up name: cases of one patient never stand on both sides of a split.
+        series: which of several DICOM series; see `open_series`.
+        warnings: what is known to be odd about this case.
+    """
+
+    name: str
+    image: Path
+    label: Path | None
+    test: bool = False
+    patient: str = ""
+    series: SeriesChoice = "only"
+    warnings: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class CaseSettings:
+    """What is the same for all cases of a dataset.
+
+    Attributes:
+        rules: what becomes of the labels' values.
+        label_grid: where a label lies whose grid is not the image's; see `place_label`.
+        orientation: ``"LPS"`` or ``"RAS"``.
+        file_ending: ``".nii.gz"`` or ``".nii"``.
+        compression: ISA-L's level, 0 to 3.
+        link: link a file that already is what nnU-Net needs, instead of copying it.
+        spacings: voxel sizes along the image's i, j, k in mm that replace the header's, by case.
+        trust_headers: take headers for true that look as if nobody had filled them in.
+        private: write no name of a source file into the record.
+    """
+
+    rules: LabelRules
+    label_grid: LabelGrid
+    orientation: str = "LPS"
+    file_ending: str = ".nii.gz"
+    compression: int = 1
+    link: bool = True
+    spacings: Mapping[str, Triple] = field(default_factory=dict)
+    trust_headers: bool = False
+    private: bool = False
+
+    def identity(self) -> dict[str, Any]:
+        """What two conversions must have in common for their cases to be interchangeable."""
+        return {
+            "format": RECORD_FORMAT,
+            "labels": {str(value): name for value, name in sorted(self.rules.names.items())},
+            "values": {str(value): becomes for value, becomes in sorted(self.rules.table().items())},
+            "segments": [list(pair) for pair in self.rules.segments],
+            "label_grid": self.label_grid,
+            "orientation": self.orientation,
+            "file_ending": self.file_ending,
+            "compression": self.compression if self.file_ending.endswith(".gz") else None,
+            "private": self.private,
+        }
+
+
+@dataclass(frozen=True)
+class _Source:
+    """An opened image: exactly one of `series` and `file` is there."""
+
+    grid: Grid
+    series: DicomSeries | None = None
+    file: VolumeFile | None = None
+
+    @property
+    def paths(self) -> tuple[Path, ...]:
+        if self.series is not None:
+            return self.series.files
+        assert self.file is not None
+        return (self.file.path,)
+
+    def read(self) -> NDArray[Any]:
+        if self.series is not None:
+            return self.series.read()
+        assert self.file is not None
+        return self.file.read()
+
+
+def convert_case(source: CaseSource, settings: CaseSettings, root: Path, folder: Path) -> dict[str, Any]:
+    """Convert one case into `folder`, which holds imagesTr, labelsTr, imagesTs and labelsTs.
+
+    Args:
+        root: the collection's folder; file names in the record are relative to it.
+
+    Returns:
+        The case's record for conversion.json: it depends on the sources and settings alone.
+
+    Raises:
+        CaseError: the case cannot be converted; nothing of it is left in `folder`.
+        OSError: `folder` cannot be written to.
+    """
+    notes = Notes(warnings=list(source.warnings))
+    try:
+        hashes = {path: file_sha256(path) for path in source_paths(source)}
+        image_source = _open_image(source, settings, notes)
+        voxels = image_source.read()
+        _check_finite(voxels)
+        image = Volume(voxels, image_source.grid).turned(settings.orientation)
+        label_file, label, label_before = _read_label(source, settings, image_source, image, notes)
+    except OSError as error:
+        raise CaseError(UNREADABLE) from error
+
+    part = "Ts" if source.test else "Tr"
+    image_path = folder / f"images{part}" / f"{source.name}_0000{settings.file_ending}"
+    label_path = folder / f"labels{part}" / f"{source.name}{settings.file_ending}"
+    try:
+        header, image_record = _put_image(image_path, image, image_source, settings, hashes)
+        label_record = None
+        if label is not None:
+            statistics = _label_statistics(label, image, settings.rules, notes)
+            label_record = {
+                **_put_label(label_path, label, label_file, header, settings, hashes),
+                "file": f"labels{part}/{label_path.name}",
+                **statistics,
+            }
+    except BaseException:
+        for path in (image_path, label_path):
+            path.unlink(missing_ok=True)
+            _temporary(path).unlink(missing_ok=True)
+        raise
+    # The names of DICOM files are often UIDs or patients' names, in public collections too.
+    private_image = settings.private or image_source.series is not None
+    private_label = settings.private or label_file is None
+    return {
+        "inputs": inputs_digest(source, settings, hashes),
+        "test": source.test,
+        "patient": source.patient or source.name,
+        "source": {
+            "image": _files_record(image_source.paths, hashes, None if private_image else root),
+            "label": _files_record(_label_paths(source.label), hashes, None if private_label else root),
+        },
+        "geometry": {
+            "image": image_source.grid.as_json(),
+            "label": label_before.as_json() if label_before else None,
+            "after": image.grid.as_json(),
+        },
+        "image": {**image_record, "file": f"images{part}/{image_path.name}", "fingerprint": fingerprint(image)},
+        "label": label_record,
+        "repairs": notes.repairs,
+        "warnings": notes.warnings,
+    }
+
+
+def inspect_case(source: CaseSource, settings: CaseSettings) -> str:
+    """A line about a case from its headers alone: shape, voxel size, orientation, what would be repaired.
+
+    Raises:
+        CaseError: the case could not be converted.
+    """
+    notes = Notes(warnings=list(source.warnings))
+    try:
+        grid = _open_image(source, settings, notes).grid
+        if source.label is not None and not _is_dicom(source.label):
+            shape = open_volume(source.label).shape
+            if settings.label_grid == "image" and shape != grid.shape:
+                raise CaseError(
+                    f"image and label differ in shape: {grid.shape} and {shape}; they do not belong together"
+                )
+    except OSError as error:
+        raise CaseError(UNREADABLE) from error
+    told = "; ".join([*notes.repairs, *notes.warnings])
+    shape_text = " x ".join(map(str, grid.shape))
+    spacing_text = " x ".join(f"{size:.4g}" for size in grid.spacing)
+    return f"{shape_text} voxels of {spacing_text} mm, {grid.orientation}{f' ({told})' if told else ''}"
+
+
+def fingerprint(image: Volume[Any]) -> str:
+    """SHA-256 of a volume's shape and middle slice: equal for one scan in two collections of the same orientation."""
+    middle = np.ascontiguousarray(image.voxels[:, :, image.grid.shape[2] // 2], dtype="<f4")
+    return hashlib.sha256(repr(image.grid.shape).encode() + middle.tobytes()).hexdigest()
+
+
+def file_sha256(path: Path) -> str:
+    """SHA-256 of a file, hexadecimal.
+
+    Raises:
+        CaseError: it cannot be read.
+    """
+    digest = hashlib.sha256()
+    try:
+        with path.open("rb", buffering=0) as file:
+            buffer = bytearray(READ_AT_ONCE)
+            while count := file.readinto(buffer):
+                digest.update(memoryview(buffer)[:count])
+    except OSError as error:
+        raise CaseError(UNREADABLE) from error
+    return digest.hexdigest()
+
+
+def inputs_digest(source: CaseSource, settings: CaseSettings, hashes: Mapping[Path, str]) -> str:
+    """SHA-256 over all that decides how a case's output looks: contents of its files and options, not their places."""
+    decisive = {
+        "files": sorted(hashes.values()),
+        "image": sorted(hashes[path] for path in _all_files(source.image)),
+        "test": source.test,
+        "patient": source.patient,
+        "series": source.series,
+        "warnings": source.warnings,
+        "spacing": settings.spacings.get(source.name),
+        "settings": settings.identity(),
+    }
+    return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()
+
+
+def source_paths(source: CaseSource) -> list[Path]:
+    """Every file that may make up a case: those of its image and of its label."""
+    return [*_all_files(source.image), *(_all_files(source.label) if source.label else ())]
+
+
+def _open_image(source: CaseSource, settings: CaseSettings, notes: Notes) -> _Source:
+    spacing = settings.spacings.get(source.name)
+    if _is_dicom(source.image):
+        from nnunet_godc.conversion.dicom import open_series
+
+        if spacing is not None:
+            raise CaseError("a spacing is given for a DICOM series, which has its own; take the case out of the CSV")
+        series = open_series(source.image, notes, series=source.series)
+        return _Source(series.grid, series=series)
+    file = open_volume(source.image)
+    grid = file.grid(notes, what="image", spacing=spacing, trust_header=settings.trust_headers)
+    return _Source(grid, file=file)
+
+
+def _is_dicom(path: Path) -> bool:
+    """Whether a source is to be read by the DICOM modules, which take a second to load and are loaded only for that."""
+    if path.is_dir():
+        return True
+    if ending_of(path) in VOLUME_ENDINGS:
+        return False
+    from nnunet_godc.conversion.dicom import is_dicom
+
+    return is_dicom(path)
+
+
+def _check_finite(voxels: NDArray[Any]) -> None:
+    if voxels.dtype.kind == "f":
+        broken = sum(int(np.count_nonzero(~np.isfinite(voxels[:, :, k]))) for k in range(voxels.shape[2]))
+        if broken:
+            raise CaseError(f"the image holds {broken} voxels that are no finite number; mend it")
+
+
+def _read_label(
+    source: CaseSource, settings: CaseSettings, image_source: _Source, image: Volume[Any], notes: Notes
+) -> tuple[VolumeFile | None, LabelArray | None, Grid | None]:
+    """The label on the turned image's grid; the file it comes from, if it is a volume; its grid as the file has it."""
+    if source.label is None:
+        return None, None, None
+    if _is_dicom(source.label):
+        from nnunet_godc.conversion.dicom_masks import read_masks
+
+        if image_source.series is None:
+            raise CaseError("the label is a DICOM object, but the image no DICOM series; give the series as the image")
+        masks = read_masks(source.label, image_source.series, notes)
+        label = united(masks, settings.rules, notes)
+        return None, Volume(label, image_source.grid).turned(settings.orientation).voxels, None
+    file = open_volume(source.label)
+    stored = read_label(file, settings.rules, notes)
+    placed, before = place_label(
+        file,
+        stored,
+        image_source.grid,
+        settings.label_grid,
+        notes,
+        orientation=settings.orientation,
+        image=image.voxels,
+    )
+    return file, placed, before
+
+
+def _put_image(
+    path: Path, image: Volume[Any], source: _Source, settings: CaseSettings, hashes: Mapping[Path, str]
+) -> tuple[bytes, dict[str, Any]]:
+    """Link or write the image; its header, and what the record says of it."""
+    header = nifti_header(image.grid, image.voxels.dtype)
+    file = source.file
+    if isinstance(file, NiftiFile) and _is_ready(file, source.grid, settings):
+        return file.header_bytes, {"sha256": hashes[file.path], "written": _link(file.path, path, settings.link)}
+    digest = _write(path, image.voxels, header, settings)
+    return header, {"sha256": digest, "written": "encoded"}
+
+
+def _put_label(
+    path: Path,
+    label: LabelArray,
+    file: VolumeFile | None,
+    image_header: bytes,
+    settings: CaseSettings,
+    hashes: Mapping[Path, str],
+) -> dict[str, Any]:
+    """Link or write the label with the very geometry of the image's header."""
+    if (
+        isinstance(file, NiftiFile)
+        and file.dtype.kind in "iu"
+        and _has_right_form(file, settings)
+        and geometry_of_header(file.header_bytes) == geometry_of_header(image_header)
+        and file.shape == label.shape
+        and all(np.array_equal(slab, label[:, :, where]) for where, slab in file.slabs())
+    ):
+        return {"sha256": hashes[file.path], "written": _link(file.path, path, settings.link)}
+    # The shape is the same: only the type of the voxels differs from the image's header.
+    shape_and_type = nifti_header(
+        Grid(_shape(label), (1, 1, 1), (0, 0, 0), ((1, 0, 0), (0, 1, 0), (0, 0, 1))), label.dtype
+    )
+    header = with_geometry_of(shape_and_type, image_header)
+    return {"sha256": _write(path, label, header, settings), "written": "encoded"}
+
+
+def _is_ready(file: NiftiFile, grid: Grid, settings: CaseSettings) -> bool:
+    """Whether an image can be taken as it is: every reader would see just what we would write."""
+    expected = nifti_header(grid, file.dtype)
+    sizes = file.header["pixdim"][1:4].astype(np.float64)
+    return (
+        grid.orientation == settings.orientation
+        and _has_right_form(file, settings)
+        and file.dtype.itemsize <= 4
+        and np.allclose(sizes, grid.spacing, rtol=1e-4)
+        and file.forms_agree(expected)
+    )
+
+
+def _has_right_form(file: NiftiFile, settings: CaseSettings) -> bool:
+    return (
+        len(file.header_bytes) == 348  # NIfTI-1
+        and int(file.header["dim"][0]) == 3
+        and file.dtype.byteorder in "<=|"
+        and file.slope_and_intercept == (1.0, 0.0)
+        and file.compressed == settings.file_ending.endswith(".gz")
+    )
+
+
+def _write(path: Path, voxels: NDArray[Any], header: bytes, settings: CaseSettings) -> str:
+    compression = settings.compression if settings.file_ending.endswith(".gz") else None
+    temporary = _temporary(path)
+    digest = write_nifti(temporary, voxels, header, compression=compression)
+    temporary.replace(path)
+    return digest
+
+
+def _link(source: Path, path: Path, link: bool) -> str:
+    """Link `source` to `path`, or copy it where that is not possible or not wanted; says which."""
+    temporary = _temporary(path)
+    temporary.unlink(missing_ok=True)
+    if link:
+        with contextlib.suppress(OSError):
+            os.link(source.resolve(), temporary)
+            temporary.replace(path)
+            return "linked"
+    shutil.copyfile(source, temporary)
+    temporary.replace(path)
+    return "copied"
+
+
+def _temporary(path: Path) -> Path:
+    return path.with_name(f".{path.name}.part")
+
+
+def _label_statistics(label: LabelArray, image: Volume[Any], rules: LabelRules, notes: Notes) -> dict[str, Any]:
+    counts = count_values(label)
+    names = {0: "background", **rules.names}
+    box = _bounding_box(label) if set(counts) - {0} else None
+    mean_hu = {}
+    for value, name in rules.names.items():
+        if value in counts and box is not None:
+            mean = float(image.voxels[box][label[box] == value].mean(dtype=np.float64))
+            mean_hu[name] = round(mean, 2)
+            if not PLAUSIBLE_HU[0] <= mean <= PLAUSIBLE_HU[1]:
+                notes.warnings.append(
+                    f"mean value under {name} is {mean:.0f}, which no tissue has: does the label fit the image, "
+                    "and is the image in Hounsfield units? Look at the preview"
+                )
+    return {
+        "voxels": {name: counts.get(value, 0) for value, name in names.items()},
+        "ml": {name: round(counts.get(value, 0) * image.grid.voxel_ml, 4) for value, name in rules.names.items()},
+        "mean_hu": mean_hu,
+    }
+
+
+def _bounding_box(label: LabelArray) -> tuple[slice, slice, slice]:
+    k = _extent(np.logical_or.reduce(label, axis=(0, 1)))
+    labelled_slices = label[:, :, k]  # the others need not be looked at again
+    in_plane = np.logical_or.reduce(labelled_slices, axis=2)
+    return _extent(in_plane.any(axis=1)), _extent(in_plane.any(axis=0)), k
+
+
+def _extent(occupied: NDArray[np.bool_]) -> slice:
+    where = np.flatnonzero(occupied)
+    return slice(int(where[0]), int(where[-1]) + 1)
+
+
+def _shape(array: NDArray[Any]) -> tuple[int, int, int]:
+    i, j, k = array.shape
+    return i, j, k
+
+
+def _label_paths(label: Path | None) -> tuple[Path, ...]:
+    return () if label is None else tuple(_all_files(label))
+
+
+def _all_files(path: Path) -> list[Path]:
+    return visible_files(path) if path.is_dir() else [path]
+
+
+def _files_record(paths: tuple[Path, ...], hashes: Mapping[Path, str], root: Path | None) -> list[dict[str, str]]:
+    """SHA-256 of every file, with its name relative to `root` where it may be told."""
+    records = []
+    for path in paths:
+        record = {"sha256": hashes[path]}
+        if root is not None:
+            record["file"] = Path(os.path.relpath(path, root)).as_posix()
+        records.append(record)
+    return records

@@ -1,0 +1,307 @@
+"""The command line that all converters share: nnU-Net's way of naming options, one outcome, one report."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from types import TracebackType
+
+from tqdm import tqdm
+
+from nnunet_godc.conversion.case import CaseSettings, inspect_case
+from nnunet_godc.conversion.collection import Collection, Found, tumour_only
+from nnunet_godc.conversion.dataset import (
+    Job,
+    Outcome,
+    also_in_other_datasets,
+    convert_dataset,
+    place_splits,
+    read_record,
+    source_bytes,
+)
+from nnunet_godc.conversion.files import check_source_folder
+from nnunet_godc.conversion.formats import NIFTI_ENDINGS
+from nnunet_godc.conversion.grid import ORIENTATIONS
+from nnunet_godc.conversion.nifti import COMPRESSION_LEVELS, DEFAULT_COMPRESSION
+from nnunet_godc.conversion.problems import CaseError
+from nnunet_godc.conversion.splits import draw_folds, read_folds
+from nnunet_godc.conversion.tables import check_known_cases, read_spacings
+from nnunet_godc.errors import UserError
+
+FOLDS = 5
+WARNINGS_SHOWN = 20  # all of them stand in conversion.json
+
+
+@dataclass(frozen=True)
+class Converter:
+    """What a script in `dataset_conversion` brings along.
+
+    Attributes:
+        collection: its facts, from the arguments.
+        dataset_id: nnU-Net's number unless the user gives one.
+        find: looks at the source folder for cases.
+        add_arguments: options of this collection alone.
+        description: the first line of the help.
+    """
+
+    collection: Callable[[argparse.Namespace], Collection]
+    dataset_id: int
+    find: Callable[[Path, argparse.Namespace], Found]
+    description: str
+    add_arguments: Callable[[argparse.ArgumentParser], None] = lambda parser: None
+
+
+def add_arguments(parser: argparse.ArgumentParser, converter: Converter) -> None:
+    """The options of `converter`: those of every conversion, then its own."""
+    parser.add_argument("-i", type=Path, required=True, metavar="SOURCE", help="the collection's folder; only read")
+    parser.add_argument("-d", type=int, default=converter.dataset_id, help="nnU-Net dataset ID, default: %(default)s")
+    parser.add_argument(
+        "-o", type=Path, metavar="DIR", help="folder of raw datasets, default: what the variable nnUNet_raw names"
+    )
+    parser.add_argument("-np", type=int, default=_cores(), help="worker processes, default: %(default)s; 0 for none")
+    parser.add_argument("--overwrite", action="store_true", help="replace a dataset of that ID that is there")
+    parser.add_argument("--dry-run", action="store_true", help="look at the headers, say what would be done, stop")
+    labels = parser.add_argument_group("labels")
+    labels.add_argument("--regions", action="store_true", help="nested regions instead of labels (liver = 1 + 2)")
+    labels.add_argument("--tumour-only", action="store_true", help="the tumour as the only label")
+    geometry = parser.add_argument_group("geometry")
+    geometry.add_argument(
+        "--orientation", choices=ORIENTATIONS, default=ORIENTATIONS[0], help="of every case, default: %(default)s"
+    )
+    geometry.add_argument(
+        "--spacing-csv", type=Path, metavar="FILE", help="true voxel sizes: case,x,y,z in mm along the file's axes"
+    )
+    geometry.add_argument("--skip-bad-geometry", action="store_true", help="leave out cases of unknown voxel size")
+    geometry.add_argument("--trust-headers", action="store_true", help="take 1 x 1 x 1 mm for true")
+    files = parser.add_argument_group("files")
+    files.add_argument(
+        "--file-ending",
+        choices=NIFTI_ENDINGS,
+        default=NIFTI_ENDINGS[0],
+        help="default: %(default)s; .nii takes two to four times the space, and none at all where it can be linked",
+    )
+    files.add_argument(
+        "--compression",
+        type=int,
+        choices=COMPRESSION_LEVELS,
+        default=DEFAULT_COMPRESSION,
+        help="0 (fastest) to 3 (smallest), default: %(default)s",
+    )
+    files.add_argument(
+        "--copy", action="store_true", help="never link a file that fits as it is to its source; copy it"
+    )
+    splits = parser.add_argument_group("splits")
+    splits.add_argument(
+        "--folds", action="store_true", help="write splits_final.json: five folds by --seed, patients kept together"
+    )
+    splits.add_argument(
+        "--folds-from", type=Path, metavar="FILE", help="the same from nnU-Net's JSON or a CSV case,fold"
+    )
+    splits.add_argument("--seed", type=int, default=0, help="of everything that is drawn, default: %(default)s")
+    splits.add_argument(
+        "--leave-out-scans-of",
+        type=Path,
+        action="append",
+        default=[],
+        metavar="DIR",
+        help="converted dataset whose scans are not to be here too, since merging would leak; may be given again",
+    )
+    converter.add_arguments(parser)
+
+
+def run(converter: Converter, arguments: argparse.Namespace) -> int:
+    """Convert as `arguments` say, print what happened, and return the exit status: 1 if any case has a problem.
+
+    Raises:
+        UserError: nothing can be done as asked.
+    """
+    collection = converter.collection(arguments)
+    if arguments.tumour_only:
+        if arguments.regions:
+            raise UserError("--regions and --tumour-only exclude each other: one label forms no nested regions")
+        collection = tumour_only(collection)
+    target = _target(arguments, collection)
+    check_source_folder(arguments.i)
+    source = arguments.i.resolve()
+    if target.resolve().is_relative_to(source):
+        raise UserError(f"the target {target} lies in the source, which is only read; choose another with -o")
+    found = converter.find(source, arguments)
+    if not found.cases:
+        raise UserError(
+            f"no case of {collection.title} is to be found in {arguments.i}"
+            + "".join(f"\n  {problem}" for problem in found.problems)
+            + ("" if found.problems else "; give the folder of the collection as it was unpacked")
+        )
+    job = _job(collection, found, source, target, arguments)
+    for warning in found.warnings:
+        print(f"Note: {warning}")
+    if arguments.dry_run:
+        return _dry_run(job)
+
+    with _Progress(found) as progress:
+        outcome = convert_dataset(job, progress=progress)
+    return _report(job, outcome, also_in_other_datasets(outcome.records, target), arguments.overwrite)
+
+
+def main(converter: Converter, argv: Sequence[str] | None = None) -> int:
+    """A converter's script: parses `argv` (default: the process's own), converts, returns the exit status."""
+    parser = argparse.ArgumentParser(description=converter.description)
+    add_arguments(parser, converter)
+    try:
+        return run(converter, parser.parse_args(argv))
+    except UserError as error:
+        print(error, file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("interrupted; the same command goes on where it stopped", file=sys.stderr)
+        return 130
+
+
+def _target(arguments: argparse.Namespace, collection: Collection) -> Path:
+    if not 1 <= arguments.d <= 999:
+        raise UserError(f"nnU-Net's dataset IDs run from 1 to 999; -d {arguments.d} is none")
+    raw = arguments.o or os.environ.get("nnUNet_raw")
+    if not raw:
+        raise UserError(
+            "nnUNet_raw is not set; point it to the folder of raw datasets (export nnUNet_raw=...), or give one with -o"
+        )
+    name = f"Dataset{arguments.d:03d}_{collection.dataset_name}"
+    target = Path(raw) / name
+    others = sorted(path.name for path in Path(raw).glob(f"Dataset{arguments.d:03d}_*") if path.name != name)
+    if others:
+        raise UserError(f"{raw} has a dataset of ID {arguments.d} already, {others[0]}; choose another with -d")
+    return target
+
+
+def _job(collection: Collection, found: Found, source: Path, target: Path, arguments: argparse.Namespace) -> Job:
+    if arguments.np < 0:
+        raise UserError(f"-np {arguments.np} is no number of worker processes; give 0 or more")
+    names = [case.name for case in found.cases]
+    spacings = {}
+    if arguments.spacing_csv:
+        spacings = read_spacings(arguments.spacing_csv)
+        check_known_cases(spacings, names, where=str(arguments.spacing_csv))
+    folds: Callable[[Mapping[str, str]], list[dict[str, list[str]]]] | None = None
+    if arguments.folds_from:
+        folds = partial(_folds_from, arguments.folds_from)
+    elif arguments.folds:
+        folds = partial(draw_folds, seed=arguments.seed, folds=FOLDS)
+    leave_out = set()
+    for folder in arguments.leave_out_scans_of:
+        record = read_record(folder)
+        if record["settings"]["orientation"] != arguments.orientation:
+            raise UserError(f"{folder} is stored as {record['settings']['orientation']}; use the same --orientation")
+        leave_out |= {case["image"]["fingerprint"] for case in record["cases"].values()}
+    return Job(
+        collection=collection,
+        found=found,
+        root=source,
+        target=target,
+        settings=CaseSettings(
+            rules=collection.rules,
+            label_grid=collection.label_grid,
+            orientation=arguments.orientation,
+            file_ending=arguments.file_ending,
+            compression=arguments.compression,
+            link=not arguments.copy,
+            spacings=spacings,
+            trust_headers=arguments.trust_headers,
+            private=collection.private,
+        ),
+        regions=arguments.regions,
+        skip_bad_geometry=arguments.skip_bad_geometry,
+        workers=arguments.np,
+        overwrite=arguments.overwrite,
+        folds=folds,
+        leave_out=frozenset(leave_out),
+    )
+
+
+def _folds_from(path: Path, patients: Mapping[str, str]) -> list[dict[str, list[str]]]:
+    return read_folds(path, patients.keys(), patients)
+
+
+def _dry_run(job: Job) -> int:
+    """Look at every header and tell what the conversion would meet; writes nothing."""
+    problems = list(job.found.problems)
+    unknown = 0
+    for case in job.found.cases:
+        try:
+            print(f"{case.name}  {'test ' if case.test else 'train'}  {inspect_case(case, job.settings)}")
+        except CaseError as error:
+            problems.append(f"{case.name}: {error}")
+            unknown += 1
+    training = sum(not case.test for case in job.found.cases)
+    print(f"{training} cases to train with and {len(job.found.cases) - training} for testing would go to {job.target}")
+    return _tell_problems(problems)
+
+
+def _report(job: Job, outcome: Outcome, shared: Mapping[str, list[str]], overwrite: bool) -> int:
+    warned = [(name, text) for name, record in outcome.records.items() for text in record["warnings"]]
+    for name, text in warned[:WARNINGS_SHOWN]:
+        print(f"{name}: {text}")
+    if len(warned) > WARNINGS_SHOWN:
+        print(f"and {len(warned) - WARNINGS_SHOWN} more warnings: see conversion.json")
+    repaired = sum(bool(record["repairs"]) for record in outcome.records.values())
+    if repaired:
+        print(f"{repaired} cases were repaired; conversion.json says how")
+    if outcome.skipped:
+        print(f"left out, as you asked: {', '.join(outcome.skipped)}")
+    for other, names in shared.items():
+        print(
+            f"{len(names)} scans are in {other} too ({', '.join(names[:5])}{', ...' if len(names) > 5 else ''}): "
+            "training on one and testing on the other would leak; --leave-out-scans-of leaves them out here"
+        )
+    if outcome.complete:
+        training = sum(not record["test"] for record in outcome.records.values())
+        again = f" ({outcome.taken_over} of them taken over from an earlier run)" if outcome.taken_over else ""
+        print(f"{training} training and {len(outcome.records) - training} test cases{again}: {job.target}")
+        if outcome.folds is not None:
+            print(place_splits(job.target, overwrite=overwrite))
+        print(f"Next: nnunet-godc convert preview {job.target}  (a flip is seen at a glance), then")
+        print(f"      nnUNetv2_plan_and_preprocess -d {job.target.name[7:10]} --verify_dataset_integrity")
+    else:
+        print(f"Nothing was changed in {job.target}.")
+    return _tell_problems(outcome.problems)
+
+
+def _tell_problems(problems: Sequence[str]) -> int:
+    if not problems:
+        return 0
+    print(f"{len(problems)} problem{'s' if len(problems) > 1 else ''}:", file=sys.stderr)
+    for problem in problems:
+        print(f"  {problem}", file=sys.stderr)
+    return 1
+
+
+class _Progress:
+    """A bar over the bytes of all sources, with rate and time left."""
+
+    def __init__(self, found: Found) -> None:
+        total = sum(source_bytes(case) for case in found.cases)
+        self._bar = tqdm(total=total, unit="B", unit_scale=True, desc=f"0/{len(found.cases)} cases")
+        self._cases, self._done = len(found.cases), 0
+
+    def __enter__(self) -> Callable[[str, int], None]:
+        return self._advance
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._bar.close()
+
+    def _advance(self, name: str, size: int) -> None:
+        self._done += 1
+        self._bar.set_description(f"{self._done}/{self._cases} cases", refresh=False)
+        self._bar.update(size)
+
+
+def _cores() -> int:
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1

@@ -1,0 +1,165 @@
+"""From whatever a mask holds to the label values of a dataset: uint8, named, nothing unexpected."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nnunet_godc.conversion.formats import VolumeFile
+from nnunet_godc.conversion.problems import CaseError, Notes
+
+WHOLE = 1e-3  # how far a stored label may lie from a whole number: 0.9999997 is a rounding, 0.5 is an interpolation
+
+LabelArray = NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class LabelRules:
+    """What becomes of a mask's values.
+
+    Attributes:
+        names: value in the dataset to its name, background (0) left out.
+        values: value in a file to value in the dataset; 0 stays 0. None: each of `names` stays what it is.
+        stray: values that are known to occur without a meaning: they become background, and a repair is noted.
+        segments: patterns of segment or structure names (shell's * and ?, case ignored) to value in the dataset. The
+            first that fits counts; a segment that none fits is left out, with a warning.
+        region_of: names of regions to the values that they unite, for nnU-Net's region-based training; empty without.
+    """
+
+    names: Mapping[int, str]
+    values: Mapping[int, int] | None = None
+    stray: frozenset[int] = frozenset()
+    segments: tuple[tuple[str, int], ...] = ()
+    region_of: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+
+    def table(self) -> dict[int, int]:
+        """Value in a file to value in the dataset, all legal ones."""
+        values = {value: value for value in self.names} if self.values is None else dict(self.values)
+        return {**dict.fromkeys(self.stray, 0), **values, 0: 0}
+
+
+def read_label(file: VolumeFile, rules: LabelRules, notes: Notes) -> LabelArray:
+    """A mask's voxels as the dataset's label values, uint8, shape (i, j, k).
+
+    Raises:
+        CaseError: values that are no whole numbers, or that the rules do not name.
+    """
+    stored = np.empty(file.shape, dtype=np.uint8, order="F")
+    rounded = 0
+    for where, slab in file.slabs():
+        whole, changed = _whole_numbers(slab)
+        rounded += changed
+        stored[:, :, where] = whole
+    if rounded:
+        notes.repairs.append(f"{rounded} label values that were within {WHOLE} of a whole number rounded")
+    return mapped(stored, rules, notes, segments=getattr(file, "segments", {}))
+
+
+def mapped(
+    stored: LabelArray, rules: LabelRules, notes: Notes, *, segments: Mapping[int, str] | None = None
+) -> LabelArray:
+    """`stored` with a file's values replaced by the dataset's; changed in place.
+
+    Raises:
+        CaseError: values that the rules do not name.
+    """
+    table = rules.table()
+    for value, name in (segments or {}).items():
+        if rules.segments:
+            table[value] = _value_of_segment(name, rules) or 0
+    counts = count_values(stored)
+    unknown = {value: count for value, count in counts.items() if value not in table}
+    if unknown:
+        raise CaseError(
+            f"the label holds values that nothing explains: {_listed(unknown)}; known are {sorted(table)}. "
+            "Mend the mask, or map them (option --label-map where the collection has it)"
+        )
+    dropped = {value: count for value, count in counts.items() if value in rules.stray and table[value] == 0}
+    if dropped:
+        notes.repairs.append(f"stray label values made background: {_listed(dropped)}")
+    if any(table[value] != value for value in counts):
+        lookup = np.zeros(256, dtype=np.uint8)
+        for value, becomes in table.items():
+            lookup[value] = becomes
+        for index in range(stored.shape[2]):
+            stored[:, :, index] = lookup[stored[:, :, index]]
+    return stored
+
+
+def united(masks: Mapping[str, NDArray[np.bool_]], rules: LabelRules, notes: Notes) -> LabelArray:
+    """Named masks of one case as one label array; where several lie on a voxel, the highest value wins.
+
+    Raises:
+        CaseError: none of the names fits the rules.
+    """
+    chosen = {name: value for name in masks if (value := _value_of_segment(name, rules))}
+    if not chosen:
+        raise CaseError(
+            f"none of the mask's segments ({_names(masks)}) fits the label map; add --label-map 'PATTERN=LABEL'"
+        )
+    left_out = sorted(set(masks) - set(chosen))
+    if left_out:
+        notes.warnings.append(f"segments that fit no pattern of the label map are left out: {_names(left_out)}")
+    shape = next(iter(masks.values())).shape
+    label = np.zeros(shape, dtype=np.uint8, order="F")
+    overlap = 0
+    for name, value in sorted(chosen.items(), key=lambda item: (item[1], item[0])):
+        overlap += int(np.count_nonzero((label != 0) & (label != value) & masks[name]))
+        label[masks[name]] = value
+    if overlap:
+        notes.warnings.append(f"segments overlap on {overlap} voxels: the label with the higher value was kept there")
+    return label
+
+
+def count_values(label: LabelArray) -> dict[int, int]:
+    """How many voxels hold each value that occurs, by value."""
+    highest = int(label.max(initial=0))
+    if highest < 16:
+        # A comparison per value runs at the memory's speed; bincount would widen every voxel to 64 bits first.
+        counts = [int(np.count_nonzero(label == value)) for value in range(1, highest + 1)]
+        counts = [label.size - sum(counts), *counts]
+    else:
+        total = np.zeros(256, dtype=np.int64)
+        for k in range(label.shape[2]):
+            total += np.bincount(label[:, :, k].ravel(order="K"), minlength=256)
+        counts = total.tolist()
+    return {value: count for value, count in enumerate(counts) if count}
+
+
+def _whole_numbers(values: NDArray[Any]) -> tuple[LabelArray, int]:
+    """Values as uint8, and how many were rounded."""
+    if values.dtype.kind == "f":
+        whole = np.rint(values)
+        apart = np.abs(values - whole)
+        broken = int(np.count_nonzero(~(apart <= WHOLE)))
+        if broken:
+            raise CaseError(
+                f"the label holds {broken} voxels or more that are no whole numbers; it was interpolated: mend the mask"
+            )
+        rounded = int(np.count_nonzero(apart))
+    else:
+        whole, rounded = values, 0
+    low, high = whole.min(initial=0), whole.max(initial=0)
+    if low < 0 or high > 255:
+        raise CaseError(f"the label holds values from {low:g} to {high:g}; from 0 to 255 are possible. Is it an image?")
+    return whole.astype(np.uint8, copy=False), rounded
+
+
+def _value_of_segment(name: str, rules: LabelRules) -> int | None:
+    folded = name.strip().casefold()
+    return next((value for pattern, value in rules.segments if fnmatchcase(folded, pattern.casefold())), None)
+
+
+def _names(names: Iterable[str]) -> str:
+    listed = sorted(names)
+    return ", ".join(listed[:8]) + (f" and {len(listed) - 8} more" if len(listed) > 8 else "")
+
+
+def _listed(counts: Mapping[int, int]) -> str:
+    shown = ", ".join(f"{value} ({count} voxels)" for value, count in sorted(counts.items())[:8])
+    return shown if len(counts) <= 8 else f"{shown} and {len(counts) - 8} more"

@@ -1,0 +1,380 @@
+"""NIfTI-1 and NIfTI-2 files: what a header says, reading voxels in slabs, writing so that all readers agree.
+
+Its header classes do the parsing, but not `nibabel.load` the reading: that decompresses with zlib, several times slower
+than ISA-L, makes float64 of scaled integers as a whole, and does not look at a gzip file's checksum.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import math
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+import nibabel
+import numpy as np
+from isal import igzip, igzip_lib, isal_zlib
+from nibabel.spatialimages import HeaderDataError
+from numpy.typing import NDArray
+
+from nnunet_godc.conversion.grid import IDENTITY, Grid, Triple, grid_from_affine
+from nnunet_godc.conversion.problems import CaseError, Notes, UnknownGeometryError
+
+# What DEFLATE can shrink at most (a run of zeros): a header that claims more than this is broken.
+MOST_COMPRESSED = 1032
+SLAB_BYTES = 8 * 2**20  # large enough for full speed, small beside any volume
+COMPRESSION_LEVELS = range(4)  # of ISA-L
+DEFAULT_COMPRESSION = 1
+
+# Bytes of a NIfTI-1 header that say where the voxels lie: pixdim, then from qform_code to srow_z.
+_GEOMETRY_BYTES = (slice(76, 108), slice(252, 328))
+_TO_MM = {0: 1.0, 1: 1000.0, 2: 1.0, 3: 0.001}  # xyzt_units: unknown, metre, millimetre, micrometre
+# What reading a damaged file raises; ISA-L's bindings type their exception wrongly.
+_ISAL_ERROR: Any = igzip_lib.IsalError
+READ_ERRORS: tuple[type[Exception], ...] = (OSError, EOFError, zlib.error, _ISAL_ERROR)
+_RAS_TO_LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
+
+
+@dataclass(frozen=True)
+class NiftiFile:
+    """A file whose header was read and found to fit its size.
+
+    Attributes:
+        path: a single file (.nii or .nii.gz); what is compressed is told by its first bytes, not by its name.
+        header: nibabel's, NIfTI-1 or NIfTI-2.
+        header_bytes: the header as it stands in the file.
+        shape: voxels along i, j, k.
+        dtype: of the stored voxels, in the file's byte order.
+        compressed: whether the file is gzip's.
+    """
+
+    path: Path
+    header: Any
+    header_bytes: bytes
+    shape: tuple[int, int, int]
+    dtype: np.dtype[Any]
+    compressed: bool
+
+    @property
+    def slope_and_intercept(self) -> tuple[float, float]:
+        """Value = slope * stored + intercept; (1, 0) where the header has none."""
+        slope, intercept = float(self.header["scl_slope"]), float(self.header["scl_inter"])
+        if not math.isfinite(slope) or slope == 0:
+            return 1.0, 0.0
+        return slope, intercept if math.isfinite(intercept) else 0.0
+
+    def grid(self, notes: Notes, *, what: str, spacing: Triple | None = None, trust_header: bool = False) -> Grid:
+        """Where the voxels lie, by sform, else by qform.
+
+        Args:
+            notes: takes repairs and warnings.
+            what: ``"image"`` or ``"label"``, for the messages.
+            spacing: millimetres to use instead of the header's.
+            trust_header: take a header for true that looks as if nobody had filled it in.
+
+        Raises:
+            UnknownGeometryError: the header has neither form, or is the identity at 1 mm; not if `spacing` is given or
+                the header is to be trusted.
+            CaseError: what the header says cannot be.
+        """
+        affine = self._lps_affine(notes, what)
+        known = affine is not None and not _is_unfilled(affine)
+        if not known and spacing is None and not trust_header:
+            raise UnknownGeometryError(
+                f"the {what}'s header "
+                + ("says neither sform nor qform" if affine is None else "is the identity at 1 x 1 x 1 mm")
+                + ", so its voxel size is unknown"
+            )
+        if affine is None:
+            sizes = np.abs(self.header["pixdim"][1:4].astype(np.float64))
+            affine = np.diag([*np.where(sizes > 0, sizes, 1), 1.0])
+            notes.warnings.append(
+                f"the {what}'s header has no orientation: taken as LPS, as ITK does; look at the preview"
+            )
+        grid = grid_from_affine(self.shape, affine, notes, what=what)
+        if spacing is not None and not np.allclose(grid.spacing, spacing, rtol=1e-4):
+            notes.repairs.append(f"spacing of the {what} set from {_mm(grid.spacing)} to {_mm(spacing)} mm, as given")
+            grid = grid.with_spacing(spacing)
+        if not known:
+            notes.warnings.append(
+                f"the {what}'s position and orientation are as its unfilled header has them; look at the preview"
+            )
+        return grid
+
+    def _lps_affine(self, notes: Notes, what: str) -> NDArray[np.float64] | None:
+        units = _TO_MM.get(int(self.header["xyzt_units"]) & 7, 1.0)
+        sform = qform = None
+        if self.header["sform_code"] > 0:
+            sform = self.header.get_sform().astype(np.float64)
+            if not np.isfinite(sform).all() or abs(np.linalg.det(sform[:3, :3])) < 1e-9:
+                sform = None
+        if self.header["qform_code"] > 0:
+            try:
+                qform = self.header.get_qform().astype(np.float64)
+            except (HeaderDataError, ValueError, np.linalg.LinAlgError):
+                qform = None
+        if self.header["sform_code"] > 0 and sform is None:
+            if qform is None:
+                raise CaseError(f"the {what}'s sform is no affine matrix and it has no qform; mend its header")
+            notes.repairs.append(f"the {what}'s sform is no affine matrix: qform used")
+        chosen = sform if sform is not None else qform
+        if chosen is None:
+            return None
+        if sform is not None and qform is not None:
+            corner = np.array([*(n - 1 for n in self.shape), 1])
+            apart = float(np.abs((sform - qform) @ corner).max())
+            if apart > 0.5 * min(np.linalg.norm(chosen[:3, :3], axis=0)):
+                notes.warnings.append(f"the {what}'s sform and qform are up to {apart:.3g} mm apart: sform used")
+        chosen = chosen.copy()
+        if units != 1.0:
+            chosen[:3] *= units
+            notes.repairs.append(f"the {what}'s header counts in units of {units:g} mm: converted to mm")
+        return np.asarray(_RAS_TO_LPS @ chosen)
+
+    def forms_agree(self, expected: bytes) -> bool:
+        """Whether sform and qform, as far as they are there, both say what the NIfTI-1 header `expected` says."""
+        affine = nibabel.Nifti1Header(expected[:348]).get_sform()
+        forms = []
+        if self.header["sform_code"] > 0:
+            forms.append(self.header.get_sform())
+        if self.header["qform_code"] > 0:
+            try:
+                forms.append(self.header.get_qform())
+            except (HeaderDataError, ValueError, np.linalg.LinAlgError):
+                return False
+        in_mm = _TO_MM.get(int(self.header["xyzt_units"]) & 7) == 1.0
+        return in_mm and bool(forms) and all(np.allclose(form, affine, rtol=1e-5, atol=1e-3) for form in forms)
+
+    def slabs(self) -> Iterator[tuple[slice, NDArray[Any]]]:
+        """The values, some slices at a time: positions along k, and an array (i, j, slices). Scaled ones are float64.
+
+        Raises:
+            CaseError: the file ends early or its compressed data is damaged.
+        """
+        slope, intercept = self.slope_and_intercept
+        for where, slab in self._stored_slabs():
+            yield where, slab if (slope, intercept) == (1.0, 0.0) else slab * slope + intercept
+
+    def _stored_slabs(self) -> Iterator[tuple[slice, NDArray[Any]]]:
+        slice_voxels = self.shape[0] * self.shape[1]
+        thickness = max(1, SLAB_BYTES // (slice_voxels * self.dtype.itemsize))
+        try:
+            with self._voxels_stream() as stream:
+                for start in range(0, self.shape[2], thickness):
+                    stop = min(start + thickness, self.shape[2])
+                    slab = np.empty((stop - start) * slice_voxels, dtype=self.dtype)
+                    _read_into(stream, slab.data.cast("B"))
+                    yield slice(start, stop), slab.reshape((*self.shape[:2], stop - start), order="F")
+                # The end of a gzip file carries a checksum; it is compared when the end is read.
+                while stream.read(SLAB_BYTES):
+                    pass
+        except READ_ERRORS as error:
+            raise CaseError("the file is damaged: it ends early or does not decompress; fetch it again") from error
+
+    def read(self) -> NDArray[Any]:
+        """The values, (i, j, k), in the smallest type that holds every one of them exactly.
+
+        Uncompressed voxels without scaling come as a read-only memory map.
+
+        Raises:
+            CaseError: the file ends early or its compressed data is damaged.
+        """
+        slope, intercept = self.slope_and_intercept
+        if (slope, intercept) == (1.0, 0.0):
+            if not self.compressed:
+                return np.memmap(self.path, self.dtype, "r", self._offset, self.shape, order="F")
+            return self._filled(self.dtype.newbyteorder("="))
+        limits = np.iinfo(self.dtype) if self.dtype.kind in "iu" else None
+        if limits is not None and slope.is_integer() and intercept.is_integer():
+            largest = max(abs(slope * limit + intercept) for limit in (limits.min, limits.max))
+            if largest < 2**31:
+                return smallest_integers(self._filled(np.dtype(np.int32)))
+        return self._filled(np.dtype(np.float64))
+
+    def _filled(self, dtype: np.dtype[Any]) -> NDArray[Any]:
+        values = np.empty(self.shape, dtype, order="F")
+        for where, slab in self.slabs():
+            values[:, :, where] = slab
+        return values
+
+    @property
+    def _offset(self) -> int:
+        # Some files say 0 where the voxels follow the header all the same.
+        return int(self.header["vox_offset"]) or len(self.header_bytes) + 4
+
+    def _voxels_stream(self) -> IO[bytes]:
+        stream: IO[bytes] = igzip.open(self.path, "rb") if self.compressed else self.path.open("rb")
+        _skip(stream, self._offset)
+        return stream
+
+
+def open_nifti(path: Path) -> NiftiFile:
+    """Read a NIfTI file's header and compare it with the file's size.
+
+    Raises:
+        CaseError: not a NIfTI file, not one 3D volume of numbers, or shorter than its header says.
+    """
+    try:
+        with path.open("rb") as file:
+            compressed = file.read(2) == b"\x1f\x8b"
+        with igzip.open(path, "rb") if compressed else path.open("rb") as stream:
+            start = stream.read(540)
+    except READ_ERRORS as error:
+        raise CaseError("the file cannot be read: it is missing, empty, damaged or not permitted") from error
+    header, header_bytes = _parse_header(start)
+    shape = _three_dimensions(header)
+    dtype = _number_type(header)
+    opened = NiftiFile(path, header, header_bytes, shape, dtype, compressed)
+    needed = opened._offset + math.prod(shape) * dtype.itemsize
+    size = path.stat().st_size
+    if needed > (size * MOST_COMPRESSED if compressed else size):
+        raise CaseError(
+            f"the file is damaged: its header asks for {needed} bytes, more than it can hold; fetch it again"
+        )
+    return opened
+
+
+def smallest_integers(values: NDArray[np.int32]) -> NDArray[Any]:
+    """`values` as int16 where all of them fit, else as they are."""
+    if values.size and values.min() >= -(2**15) and values.max() < 2**15:
+        return values.astype(np.int16, order="K")
+    return values
+
+
+def _parse_header(start: bytes) -> tuple[Any, bytes]:
+    if start[344:348] == b"n+1\0":
+        header: Any = nibabel.Nifti1Header(start[:348], check=False)
+        return header, start[:348]
+    if start[4:8] == b"n+2\0" and len(start) == 540:
+        header = nibabel.Nifti2Header(start, check=False)
+        return header, start
+    raise CaseError("the file is empty, cut off or no NIfTI file of one part; fetch it again, or convert it to .nii.gz")
+
+
+def _three_dimensions(header: Any) -> tuple[int, int, int]:
+    dimensions = [int(n) for n in header["dim"]]
+    shape = dimensions[1 : 1 + dimensions[0]] if 1 <= dimensions[0] <= 7 else []
+    while len(shape) > 3 and shape[-1] == 1:
+        shape.pop()
+    if len(shape) != 3 or min(shape) < 1:
+        raise CaseError(f"the file holds an array of shape {tuple(shape)}; one 3D volume is needed")
+    return shape[0], shape[1], shape[2]
+
+
+def _number_type(header: Any) -> np.dtype[Any]:
+    try:
+        dtype: np.dtype[Any] = header.get_data_dtype()
+    except (HeaderDataError, KeyError, ValueError) as error:
+        raise CaseError("the NIfTI header names no known type of voxels; fetch the file again") from error
+    if dtype.kind not in "iuf" or dtype.itemsize > 8:
+        raise CaseError(
+            "the file's voxels are colours, complex or extended numbers; a CT volume of plain numbers is needed"
+        )
+    return dtype
+
+
+def _is_unfilled(affine: NDArray[np.float64]) -> bool:
+    """Whether an affine is what a program writes that knows nothing: the identity, perhaps with flipped axes."""
+    return bool(np.array_equal(np.abs(affine), np.eye(4)))
+
+
+def is_unfilled_grid(grid: Grid) -> bool:
+    """Whether a grid is what readers fall back on for a header without geometry."""
+    return grid.spacing == (1.0, 1.0, 1.0) and grid.origin == (0.0, 0.0, 0.0) and grid.direction == IDENTITY
+
+
+def _read_into(stream: IO[bytes], buffer: memoryview) -> None:
+    while buffer:
+        count = stream.readinto(buffer)  # type: ignore[attr-defined]
+        if not count:
+            raise EOFError
+        buffer = buffer[count:]
+
+
+def _skip(stream: IO[bytes], count: int) -> None:
+    while count:
+        read = len(stream.read(min(count, SLAB_BYTES)))
+        if not read:
+            raise EOFError
+        count -= read
+
+
+def nifti_header(grid: Grid, dtype: np.dtype[Any]) -> bytes:
+    """A NIfTI-1 header of 352 bytes for `grid`, LPS turned into NIfTI's RAS, with sform and qform alike.
+
+    Readers differ in which of the forms they believe; spacing, origin and direction come from the same float32 numbers
+    in every file written for equal grids, so that image and label agree to the last bit.
+    """
+    header = nibabel.Nifti1Header()
+    header.set_data_shape(grid.shape)
+    header.set_data_dtype(dtype)
+    header.set_xyzt_units("mm")
+    affine = _RAS_TO_LPS @ grid.affine
+    header.set_qform(affine, code="scanner")
+    header.set_sform(affine, code="scanner")
+    header["scl_slope"], header["scl_inter"] = 1.0, 0.0
+    header["magic"] = b"n+1"
+    header["vox_offset"] = 352
+    return bytes(header.binaryblock) + b"\0\0\0\0"
+
+
+def geometry_of_header(header_bytes: bytes) -> bytes:
+    """The bytes of a NIfTI-1 header that tell the geometry."""
+    return b"".join(header_bytes[part] for part in _GEOMETRY_BYTES)
+
+
+def with_geometry_of(header_bytes: bytes, other: bytes) -> bytes:
+    """`header_bytes` with the geometry of `other`, bit by bit."""
+    mixed = bytearray(header_bytes)
+    for part in _GEOMETRY_BYTES:
+        mixed[part] = other[part]
+    return bytes(mixed)
+
+
+def write_nifti(path: Path, voxels: NDArray[Any], header: bytes, *, compression: int | None) -> str:
+    """Write `voxels` (i, j, k) after `header`. Equal input gives equal bytes.
+
+    Args:
+        path: overwritten if it exists.
+        voxels: any strides; turned and flipped views are copied a slab at a time.
+        header: 352 bytes, as from `nifti_header`.
+        compression: ISA-L's level for gzip, 0 (fastest) to 3 (smallest); None writes a plain .nii.
+
+    Returns:
+        SHA-256 of the file, hexadecimal.
+    """
+    digest = hashlib.sha256()
+    # wbits 31: gzip's format; the header that zlib writes has neither a time nor a name in it.
+    compressor = isal_zlib.compressobj(compression, wbits=31) if compression is not None else None
+    thickness = max(1, SLAB_BYTES // max(1, voxels[..., 0].nbytes))
+    with path.open("wb", buffering=0) as file:
+
+        def put(chunk: bytes | memoryview) -> None:
+            data = compressor.compress(chunk) if compressor else chunk
+            digest.update(data)
+            _write_all(file, data)
+
+        put(header)
+        for start in range(0, voxels.shape[2], thickness):
+            slab = voxels[:, :, start : start + thickness]
+            little = slab.astype(slab.dtype.newbyteorder("<"), order="F", copy=False)
+            put(little.ravel(order="F").data.cast("B"))
+        if compressor:
+            rest = compressor.flush()
+            digest.update(rest)
+            _write_all(file, rest)
+    return digest.hexdigest()
+
+
+def _write_all(file: io.RawIOBase | io.FileIO, data: bytes | memoryview) -> None:
+    view = memoryview(data).cast("B")
+    while view:
+        view = view[file.write(view) or 0 :]
+
+
+def _mm(values: Triple) -> str:
+    return " x ".join(f"{value:.4g}" for value in values)

@@ -1,0 +1,147 @@
+"""Bringing a label onto its image's grid: by its header where that tells the truth, else by its axes or indices."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import numpy as np
+import SimpleITK
+from numpy.typing import NDArray
+
+from nnunet_godc.conversion.formats import VolumeFile
+from nnunet_godc.conversion.grid import Grid, Matrix, Volume
+from nnunet_godc.conversion.labels import LabelArray
+from nnunet_godc.conversion.problems import CaseError, Notes, UnknownGeometryError
+
+_LAS: Matrix = ((1.0, 0.0, 0.0), (0.0, -1.0, 0.0), (0.0, 0.0, 1.0))
+LOST = 0.2  # share of the labelled volume that may go when a label is brought onto another grid, before we speak up
+
+
+def place_label(
+    file: VolumeFile,
+    stored: LabelArray,
+    image_grid: Grid,
+    policy: Literal["physical", "image", "axes"],
+    notes: Notes,
+    *,
+    orientation: str,
+    image: NDArray[Any],
+) -> tuple[LabelArray, Grid | None]:
+    """The label as it lies on the image's grid, turned to `orientation`.
+
+    Where both headers put every voxel to the same place, whatever the order of their axes, they are believed. Else:
+
+    - ``"physical"``: the label is resampled in physical space by nearest neighbour. A label whose header is unfilled,
+      on an array of the image's shape, takes the image's geometry.
+    - ``"image"``: the label has the image's indices and takes its geometry; its header is known to be worth nothing.
+    - ``"axes"``: the label's header tells the directions of its axes and no more; its position is the image's. Where it
+      tells nothing, its rows run to the front and its slices to the head, against an LPS image flipped in y.
+
+    Args:
+        stored: the label in the file's order of axes.
+        image: the image's voxels, turned to `orientation`: under an unsure label its tissue is looked at.
+
+    Returns:
+        The label, shape of the turned image, and the grid that its header describes (None if it describes none).
+
+    Raises:
+        CaseError: shapes that do not fit, or a label that lies outside the image.
+    """
+    own_notes = Notes()
+    try:
+        grid = file.grid(own_notes, what="label")
+    except UnknownGeometryError:
+        grid = None
+    except CaseError:
+        # A label's broken header matters only if it is to be believed.
+        if policy == "physical":
+            raise
+        grid = None
+    target = image_grid.turned(orientation)[0]
+    if grid is not None:
+        turned = Volume(stored, grid).turned(orientation)
+        if turned.grid.matches(target):
+            notes.repairs.extend(own_notes.repairs)
+            return turned.voxels, grid
+        if policy == "physical":
+            notes.repairs.extend(own_notes.repairs)
+            return _resampled(turned, target, notes), grid
+    if policy == "axes":
+        axes = grid or Grid(stored.shape, (1.0, 1.0, 1.0), (0.0, 0.0, 0.0), _LAS)
+        turned = Volume(stored, axes).turned(orientation)
+        if turned.grid.shape == target.shape:
+            by = "its header" if grid else "rule (rows to the front, slices to the head)"
+            notes.repairs.append(f"label turned along the axes of {by} and laid onto the image's grid")
+            _compare_flips(turned.voxels, image, notes)
+            return turned.voxels, grid
+    if stored.shape != image_grid.shape:
+        raise CaseError(
+            f"image and label differ in shape: {_times(image_grid.shape)} and {_times(stored.shape)} voxels; "
+            "they do not belong together"
+        )
+    says = "says nothing of its position" if grid is None else "puts it elsewhere"
+    notes.repairs.append(f"label takes the image's geometry: its own header {says}, and the shapes agree")
+    placed = Volume(stored, image_grid).turned(orientation).voxels
+    _compare_flips(placed, image, notes)
+    return placed, grid
+
+
+def _resampled(label: Volume[np.uint8], target: Grid, notes: Notes) -> LabelArray:
+    before = np.count_nonzero(label.voxels) * label.grid.voxel_ml
+    resample = SimpleITK.ResampleImageFilter()
+    resample.SetInterpolator(SimpleITK.sitkNearestNeighbor)
+    resample.SetReferenceImage(_reference(target))
+    resample.SetOutputPixelType(SimpleITK.sitkUInt8)
+    resampled = resample.Execute(_with_grid(SimpleITK.GetImageFromArray(label.voxels.transpose(2, 1, 0)), label.grid))
+    placed = np.array(SimpleITK.GetArrayViewFromImage(resampled)).transpose(2, 1, 0)
+    after = np.count_nonzero(placed) * target.voxel_ml
+    if before and not after:
+        raise CaseError(
+            "the label lies outside the image; image and label do not belong together, or a header is wrong"
+        )
+    notes.repairs.append(
+        f"label on another grid ({_times(label.grid.shape)} voxels) resampled by nearest neighbour onto the image's "
+        f"({_times(target.shape)}): {before:.3g} ml became {after:.3g} ml"
+    )
+    if abs(after - before) > LOST * before:
+        notes.warnings.append(
+            f"resampling changed the labelled volume from {before:.3g} to {after:.3g} ml; look at the preview"
+        )
+    return placed
+
+
+def _reference(grid: Grid) -> SimpleITK.Image:
+    return _with_grid(SimpleITK.Image(list(grid.shape), SimpleITK.sitkUInt8), grid)
+
+
+def _with_grid(image: SimpleITK.Image, grid: Grid) -> SimpleITK.Image:
+    image.SetSpacing(grid.spacing)
+    image.SetOrigin(grid.origin)
+    image.SetDirection([value for row in grid.direction for value in row])
+    return image
+
+
+def _compare_flips(label: LabelArray, image: NDArray[Any], notes: Notes) -> None:
+    """Warn if the tissue under the label is far more uniform with the label mirrored: then it lies the wrong way."""
+    where = np.nonzero(label)
+    if not len(where[0]):
+        return
+    step = max(1, len(where[0]) // 20_000)
+    points = [index[::step] for index in where]
+    spread = {}
+    for name, axes in {"as it is": (), "left-right": (0,), "front-back": (1,), "head-feet": (2,)}.items():
+        mirrored = [
+            n - 1 - index if axis in axes else index
+            for axis, (index, n) in enumerate(zip(points, label.shape, strict=True))
+        ]
+        low, high = np.percentile(image[tuple(mirrored)], (10, 90))
+        spread[name] = float(high - low)
+    best = min(spread, key=lambda name: spread[name])
+    if spread[best] < 0.5 * spread["as it is"]:
+        notes.warnings.append(
+            f"the tissue under the label would be far more uniform with the label mirrored {best}: look at the preview"
+        )
+
+
+def _times(shape: tuple[int, ...]) -> str:
+    return " x ".join(map(str, shape))
