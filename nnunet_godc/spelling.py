@@ -32,3 +32,10 @@ def point_out_misspelling(misspelt: str, known: frozenset[str]) -> None:
     nearest = nearest_trainer_name(misspelt, known)
     if nearest is not None:
         print(f"nnunet-godc knows no trainer called {misspelt}; did you mean {nearest}?", file=sys.stderr)
+
+
+def nearest_name(misspelt: str, known: Iterable[str]) -> str | None:
+    """The one of `known` that `misspelt` most likely meant, without regard to case; None if none is near."""
+    names = {name.lower(): name for name in sorted(known)}
+    nearest = get_close_matches(misspelt.lower(), names, n=1, cutoff=_CUTOFF)
+    return names[nearest[0]] if nearest else None

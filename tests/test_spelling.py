@@ -1,6 +1,6 @@
 import pytest
 
-from nnunet_godc.spelling import nearest_trainer_name, point_out_misspelling
+from nnunet_godc.spelling import nearest_name, nearest_trainer_name, point_out_misspelling
 
 KNOWN = frozenset(
     {
@@ -44,3 +44,11 @@ def test_a_misspelling_is_pointed_out_once(capsys: pytest.CaptureFixture[str]):
     assert capsys.readouterr().err == (
         "nnunet-godc knows no trainer called nnUNetTrainerGODCC; did you mean nnUNetTrainerGODC?\n"
     )
+
+
+@pytest.mark.parametrize(
+    ("misspelt", "meant"),
+    [("patiant", "patient"), ("PATIENT", "patient"), ("Lits_28", "LITS_028"), ("colour", None), ("", None)],
+)
+def test_nearest_name_of_any_kind(misspelt, meant):
+    assert nearest_name(misspelt, ["LITS_028", "case", "patient"]) == meant
