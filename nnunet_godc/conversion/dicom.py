@@ -16,8 +16,8 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 from pydicom.dataset import FileDataset
-from pydicom.pixels.utils import pixel_array
 
+from nnunet_godc.conversion.dicom_codecs import decode
 from nnunet_godc.conversion.dicom_headers import (
     ImageHeader,
     Plane,
@@ -394,14 +394,10 @@ class _Frames:
             self._dataset = read_dataset(header.file)
             self._file = header.file
         try:
-            pixels = pixel_array(self._dataset, index=header.frame, raw=True)
+            return decode(self._dataset, header.frame, (header.rows, header.columns))
         except Exception:
-            raise UnreadableError(
-                "cannot be decoded: its pixels are damaged, not whole or in an unknown compression"
-            ) from None
-        if pixels.shape != (header.rows, header.columns) or pixels.dtype.kind not in "iu":
-            raise UnreadableError("cannot be decoded: its pixels are not what its header says")
-        return pixels
+            # Whatever it is, its text may quote the file.
+            raise UnreadableError("cannot be decoded: its pixels are damaged or in an unknown compression") from None
 
 
 def _rescaled(header: ImageHeader, frames: _Frames, where: str) -> NDArray[Any]:
