@@ -402,11 +402,11 @@ def _temporary(path: Path) -> Path:
 def _label_statistics(label: LabelArray, image: Volume[Any], rules: LabelRules, notes: Notes) -> dict[str, Any]:
     counts = count_values(label)
     names = {0: "background", **rules.names}
-    box = _bounding_box(label) if set(counts) - {0} else None
+    means = _means(label, image.voxels)
     mean_hu = {}
     for value, name in rules.names.items():
-        if value in counts and box is not None:
-            mean = float(image.voxels[box][label[box] == value].mean(dtype=np.float64))
+        if value in means:
+            mean = means[value]
             mean_hu[name] = round(mean, 2)
             if not PLAUSIBLE_HU[0] <= mean <= PLAUSIBLE_HU[1]:
                 notes.warnings.append(
@@ -420,16 +420,20 @@ def _label_statistics(label: LabelArray, image: Volume[Any], rules: LabelRules, 
     }
 
 
-def _bounding_box(label: LabelArray) -> tuple[slice, slice, slice]:
-    k = _extent(np.logical_or.reduce(label, axis=(0, 1)))
-    labelled_slices = label[:, :, k]  # the others need not be looked at again
-    in_plane = np.logical_or.reduce(labelled_slices, axis=2)
-    return _extent(in_plane.any(axis=1)), _extent(in_plane.any(axis=0)), k
-
-
-def _extent(occupied: NDArray[np.bool_]) -> slice:
-    where = np.flatnonzero(occupied)
-    return slice(int(where[0]), int(where[-1]) + 1)
+def _means(label: LabelArray, voxels: NDArray[Any]) -> dict[int, float]:
+    """Mean of the voxels under each value but 0 that occurs."""
+    sums: dict[int, float] = {}
+    counts: dict[int, int] = {}
+    for k in np.flatnonzero(np.logical_or.reduce(label, axis=(0, 1))):
+        plane = label[:, :, k].ravel(order="F")
+        labelled = np.flatnonzero(plane != 0)
+        values = plane[labelled]
+        under = voxels[:, :, k].ravel(order="F")[labelled]
+        for value in np.flatnonzero(np.bincount(values)):
+            chosen = under[values == value]
+            sums[int(value)] = sums.get(int(value), 0.0) + float(chosen.sum(dtype=np.float64))
+            counts[int(value)] = counts.get(int(value), 0) + chosen.size
+    return {value: sums[value] / counts[value] for value in sums}
 
 
 def _shape(array: NDArray[Any]) -> tuple[int, int, int]:
