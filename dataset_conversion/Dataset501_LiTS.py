@@ -7,6 +7,7 @@ from pathlib import Path
 from nnunet_godc.conversion.case import CaseSource
 from nnunet_godc.conversion.collection import Collection, Found, matched_by_number, missing_partners
 from nnunet_godc.conversion.command import Converter, main
+from nnunet_godc.conversion.dataset import PARTS
 from nnunet_godc.conversion.files import visible_files
 from nnunet_godc.conversion.labels import LabelRules
 
@@ -25,23 +26,27 @@ WARNINGS = {54: "its segmentation is said to be shifted against the image: look 
 
 
 def find_cases(root: Path, arguments: argparse.Namespace | None = None) -> Found:
-    """The cases under `root`: volume-N and segmentation-N in any folders, or liver_N in imagesTr and labelsTr."""
+    """The cases under `root`: volume-N and segmentation-N in any folders, or liver_N in imagesTr and labelsTr.
+
+    Test cases are test-volume-N, or liver_N in imagesTs. LiTS delivers no labels for them; where somebody has
+    test-segmentation-N, or liver_N in labelsTs, these go along.
+    """
     files = visible_files(root)
     as_downloaded = _pairs(
         root,
         images=(files, r"volume-(\d+)\.nii(?:\.gz)?"),
         labels=(files, r"segmentation-(\d+)\.nii(?:\.gz)?"),
         tests=(files, r"test-volume-(\d+)\.nii(?:\.gz)?"),
+        test_labels=(files, r"test-segmentation-(\d+)\.nii(?:\.gz)?"),
     )
-    inside = {
-        part: [file for file in files if file.parent.name == part] for part in ("imagesTr", "labelsTr", "imagesTs")
-    }
+    inside = {part: [file for file in files if file.parent.name == part] for part in PARTS}
     decathlon_name = r"liver_(\d+)\.nii(?:\.gz)?"
     decathlon = _pairs(
         root,
         images=(inside["imagesTr"], decathlon_name),
         labels=(inside["labelsTr"], decathlon_name),
         tests=(inside["imagesTs"], decathlon_name),
+        test_labels=(inside["labelsTs"], decathlon_name),
     )
     if as_downloaded.cases and decathlon.cases:
         return Found((), ("the folder holds both LiTS's own files and the Decathlon's Task03_Liver; give one of them",))
@@ -54,10 +59,12 @@ def _pairs(
     images: tuple[list[Path], str],
     labels: tuple[list[Path], str],
     tests: tuple[list[Path], str],
+    test_labels: tuple[list[Path], str],
 ) -> Found:
     image, image_problems = matched_by_number(*images, what="volume", root=root)
     label, label_problems = matched_by_number(*labels, what="segmentation", root=root)
     test, test_problems = matched_by_number(*tests, what="test volume", root=root)
+    test_label, test_label_problems = matched_by_number(*test_labels, what="test segmentation", root=root)
     cases = [
         CaseSource(
             f"LiTS_{number:03d}",
@@ -67,10 +74,12 @@ def _pairs(
         )
         for number in sorted(image.keys() & label.keys())
     ]
-    cases += [CaseSource(f"LiTS_test_{number:03d}", test[number], None, test=True) for number in sorted(test)]
-    return Found(
-        tuple(cases), (*image_problems, *label_problems, *test_problems, *missing_partners(image, label, root))
-    )
+    cases += [
+        CaseSource(f"LiTS_test_{number:03d}", test[number], test_label.get(number), test=True)
+        for number in sorted(test)
+    ]
+    problems = (*image_problems, *label_problems, *test_problems, *test_label_problems)
+    return Found(tuple(cases), (*problems, *missing_partners(image, label, root)))
 
 
 CONVERTER = Converter(lambda arguments: COLLECTION, 501, find_cases, __doc__)

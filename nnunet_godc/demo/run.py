@@ -7,6 +7,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from nnunet_godc.demo.collection import HELD_OUT, TRAINING, write_phantom_collection
 from nnunet_godc.demo.commands import (
     TrainingWatcher,
     Watcher,
@@ -14,13 +15,15 @@ from nnunet_godc.demo.commands import (
     nnunet_environment,
     run_command,
 )
-from nnunet_godc.demo.dataset import DATASET_ID, DATASET_NAME, FILE_ENDING, HELD_OUT, TRAINING, write_phantom_dataset
 from nnunet_godc.demo.figure import draw_case
 from nnunet_godc.demo.phantom import LIVER, TUMOUR
 from nnunet_godc.demo.plans import CONFIGURATION, write_shrunken_plans
 from nnunet_godc.demo.table import Counts, format_table, read_counts, table_rows, write_csv
 from nnunet_godc.errors import UserError
 
+DATASET_ID = 500
+DATASET_NAME = f"Dataset{DATASET_ID}_LiTS"  # as the conversion calls what comes in LiTS's layout
+FILE_ENDING = ".nii.gz"
 TRAINER = "nnUNetTrainerGODCLFAMDemo"
 PLANS = "nnUNetPlansDemo"
 FOLDS = (0, 1)
@@ -36,7 +39,9 @@ metrics.csv          the same, for a spreadsheet
 figures              one picture per held-out case: image, reference, prediction
 logs                 what nnU-Net's commands printed
 predictions          of each fold, and of their ensemble
-nnUNet_raw           the phantoms, as the raw dataset {DATASET_NAME}
+collection           the phantoms, in the layout in which LiTS is delivered
+preview.png          every case's slice with the largest tumour, with the reference's contours
+nnUNet_raw           the phantoms, converted to the raw dataset {DATASET_NAME}
 nnUNet_preprocessed  plans and preprocessed cases
 nnUNet_results       the trained networks
 """
@@ -47,6 +52,10 @@ class DemoFolder:
     """Where the demo writes: everything lies under `out`."""
 
     out: Path
+
+    @property
+    def collection(self) -> Path:
+        return self.out / "collection"
 
     @property
     def raw(self) -> Path:
@@ -88,6 +97,10 @@ class DemoFolder:
         return self.out / "metrics.csv"
 
     @property
+    def preview(self) -> Path:
+        return self.out / "preview.png"
+
+    @property
     def dataset(self) -> Path:
         return self.raw / DATASET_NAME
 
@@ -115,17 +128,20 @@ class DemoFolder:
                 self._clear()
             self.out.mkdir(parents=True, exist_ok=True)
             readme.write_text(README_TEXT)
-            for folder in (self.raw, self.preprocessed, self.results, self.logs, self.predictions, self.figures):
+            for folder in self._folders():
                 folder.mkdir()
         except OSError as error:
             raise UserError(f"cannot write to {self.out} ({error}); name another folder with --out") from error
 
     def _clear(self) -> None:
-        for folder in (self.raw, self.preprocessed, self.results, self.logs, self.predictions, self.figures):
+        for folder in (self.collection, *self._folders()):
             if folder.exists():
                 shutil.rmtree(folder)
-        for file in (self.metrics_text, self.metrics_csv):
+        for file in (self.metrics_text, self.metrics_csv, self.preview):
             file.unlink(missing_ok=True)
+
+    def _folders(self) -> tuple[Path, ...]:
+        return self.raw, self.preprocessed, self.results, self.logs, self.predictions, self.figures
 
 
 def run_demo(out: Path) -> None:
@@ -141,26 +157,28 @@ def run_demo(out: Path) -> None:
     folder = DemoFolder(out.resolve())
     folder.prepare()
 
-    _heading("1/7  Writing CT-like phantoms with liver tumours")
-    write_phantom_dataset(folder.dataset)
-    print(f"    {TRAINING} cases to train with, {HELD_OUT} held out: {folder.dataset}", flush=True)
+    _heading("1/8  Writing CT-like phantoms with liver tumours, in the layout of LiTS")
+    write_phantom_collection(folder.collection)
+    print(f"    {TRAINING} cases to train with, {HELD_OUT} held out: {folder.collection}", flush=True)
 
     commands = _Commands(folder)
-    _heading("2/7  Checking the dataset and planning, by nnU-Net")
+    _heading("2/8  Converting them to a raw nnU-Net dataset")
+    commands.convert()
+    _heading("3/8  Checking the dataset and planning, by nnU-Net")
     commands.plan()
-    _heading("3/7  Preprocessing with a plan shrunken for the CPU")
+    _heading("4/8  Preprocessing with a plan shrunken for the CPU")
     commands.preprocess()
     for fold in FOLDS:
-        _heading(f"4/7  Training fold {fold} with {TRAINER}")
+        _heading(f"5/8  Training fold {fold} with {TRAINER}")
         commands.train(fold)
     for fold in FOLDS:
-        _heading(f"5/7  Predicting the held-out cases with fold {fold}")
+        _heading(f"6/8  Predicting the held-out cases with fold {fold}")
         commands.predict(fold)
-    _heading("6/7  Averaging the folds and evaluating")
+    _heading("7/8  Averaging the folds and evaluating")
     commands.ensemble()
     commands.evaluate()
 
-    _heading("7/7  Table and pictures")
+    _heading("8/8  Table and pictures")
     _write_results(folder, read_counts(folder.ensemble / "summary.json", LABELS))
     print(f"\nThe demo took {duration(time.monotonic() - started)}.", flush=True)
 
@@ -171,6 +189,16 @@ class _Commands:
     def __init__(self, folder: DemoFolder) -> None:
         self.folder = folder
         self.environment = nnunet_environment(folder.raw, folder.preprocessed, folder.results)
+
+    def convert(self) -> None:
+        self._run(
+            "convert",
+            *("nnunet-godc", "convert", "lits", "-i", str(self.folder.collection), "-d", str(DATASET_ID), "-np", "0"),
+        )
+        self._run(
+            "preview",
+            *("nnunet-godc", "convert", "preview", str(self.folder.dataset), "-o", str(self.folder.preview)),
+        )
 
     def plan(self) -> None:
         self._run(

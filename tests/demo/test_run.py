@@ -1,6 +1,7 @@
 import csv
 import json
 import shutil
+from pathlib import Path
 
 import nibabel
 import numpy as np
@@ -63,21 +64,17 @@ def test_an_earlier_demo_is_cleared_and_what_is_not_its_own_stays(tmp_path, caps
 def test_everything_the_demo_writes_is_told_in_its_readme(tmp_path):
     folder = DemoFolder(tmp_path / "demo")
     folder.prepare()
-    for path in [*folder.out.iterdir(), folder.metrics_text, folder.metrics_csv]:
+    for path in [*folder.out.iterdir(), folder.collection, folder.metrics_text, folder.metrics_csv, folder.preview]:
         assert path.name == README or path.name in README_TEXT
 
 
-def test_a_failure_of_nnunet_ends_the_demo_with_one_sentence(tmp_path, monkeypatch, capsys):
-    def write_no_cases(folder):
-        folder.mkdir()
-        (folder / "dataset.json").write_text("{}")
-
-    monkeypatch.setattr("nnunet_godc.demo.run.write_phantom_dataset", write_no_cases)
+def test_a_failing_command_ends_the_demo_with_one_sentence(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("nnunet_godc.demo.run.write_phantom_collection", Path.mkdir)
     monkeypatch.setattr("nnunet_godc.demo.commands.find_command", lambda name: shutil.which("false"))
     assert main(["demo", "--out", str(tmp_path / "demo")]) == 1
     message = capsys.readouterr().err
-    assert "nnUNetv2_plan_and_preprocess ended with exit status 1" in message
-    assert str(tmp_path / "demo" / "logs" / "plan.txt") in message
+    assert "nnunet-godc ended with exit status 1" in message
+    assert str(tmp_path / "demo" / "logs" / "convert.txt") in message
 
 
 @pytest.mark.slow
@@ -95,17 +92,17 @@ def test_the_demo_learns(tmp_path, monkeypatch, capfd):
     assert "epoch 1 of " in shown
     assert (out / "metrics.txt").read_text() in shown
 
-    held_out = sorted(path.name for path in (out / "nnUNet_raw" / "Dataset500_Phantom" / "labelsTs").iterdir())
+    held_out = sorted(path.name for path in (out / "nnUNet_raw" / "Dataset500_LiTS" / "labelsTs").iterdir())
     assert [path.stem for path in sorted((out / "figures").iterdir())] == [
         name.removesuffix(".nii.gz") for name in held_out
     ]
     for name in held_out:
         prediction = nibabel.load(out / "predictions" / "ensemble" / name)
-        reference = nibabel.load(out / "nnUNet_raw" / "Dataset500_Phantom" / "labelsTs" / name)
+        reference = nibabel.load(out / "nnUNet_raw" / "Dataset500_LiTS" / "labelsTs" / name)
         np.testing.assert_allclose(prediction.affine, reference.affine, atol=1e-4)
     trained = {
         case
-        for fold in json.loads((out / "nnUNet_preprocessed" / "Dataset500_Phantom" / "splits_final.json").read_text())
+        for fold in json.loads((out / "nnUNet_preprocessed" / "Dataset500_LiTS" / "splits_final.json").read_text())
         for case in fold["train"] + fold["val"]
     }
     assert trained.isdisjoint(name.removesuffix(".nii.gz") for name in held_out)

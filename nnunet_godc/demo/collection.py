@@ -1,4 +1,4 @@
-"""Writing the phantoms as a raw nnU-Net dataset: imagesTr, labelsTr, imagesTs, labelsTs and dataset.json."""
+"""Writing the phantoms as a collection in LiTS's layout: volume-N.nii and segmentation-N.nii, in several folders."""
 
 from __future__ import annotations
 
@@ -11,11 +11,10 @@ import nibabel
 import numpy as np
 from numpy.typing import NDArray
 
-from nnunet_godc.demo.phantom import LIVER, TUMOUR, Phantom, make_phantom
+from nnunet_godc.demo.phantom import Phantom, make_phantom
 
-DATASET_ID = 500
-DATASET_NAME = f"Dataset{DATASET_ID}_Phantom"
-FILE_ENDING = ".nii.gz"
+BATCHES = ("Training Batch 1", "Training Batch 2")
+TEST_BATCH = "Test Batch"
 TRAINING, HELD_OUT = 12, 3  # cases
 
 # Stored orientations in turn: the two that scanners and converters write most, and both with the slices upside down.
@@ -26,7 +25,6 @@ ORIENTATIONS = ("LPS", "RAS", "LPI", "RAI")
 class Case:
     """What is to be drawn for one patient; see `make_phantom` for the units."""
 
-    name: str
     seed: int
     orientation: str
     spacing: tuple[float, float, float]
@@ -52,7 +50,6 @@ def phantom_cases(count: int, *, seed: int) -> Iterator[Case]:
         slices = round(float(random.uniform(4.4, 5.6)), 2)
         radii = np.geomspace(random.uniform(3.5, 5), random.uniform(32, 38), num=random.integers(4, 7))
         yield Case(
-            name=f"phantom_{index:03d}",
             seed=int(random.integers(2**31)),
             orientation=ORIENTATIONS[index % len(ORIENTATIONS)],
             spacing=(in_plane, in_plane, slices),
@@ -60,35 +57,33 @@ def phantom_cases(count: int, *, seed: int) -> Iterator[Case]:
         )
 
 
-def write_phantom_dataset(folder: Path, *, training: int = TRAINING, test: int = HELD_OUT, seed: int = 0) -> None:
-    """Write a raw dataset of `training` cases and `test` held-out cases to `folder`, which must not exist yet.
+def write_phantom_collection(folder: Path, *, training: int = TRAINING, test: int = HELD_OUT, seed: int = 0) -> None:
+    """Write `training` cases and `test` held-out cases to `folder`, which must not exist yet, as LiTS is delivered.
 
-    Images are int16 Hounsfield units, labels uint8 (1 liver, 2 tumour). The same arguments give the same voxels. The
-    folder appears only when it is complete.
+    Images are int16 Hounsfield units, labels uint8 (1 liver, 2 tumour); orientations differ from case to case. The
+    held-out cases come with segmentations, which LiTS's do not. The same arguments give the same voxels. The folder
+    appears only when it is complete.
 
     Raises:
         FileExistsError: `folder` exists.
         ValueError: fewer than 5 training cases (nnU-Net's cross-validation has five folds), or a negative `test`.
     """
     if training < 5 or test < 0:
-        raise ValueError(
-            f"a dataset needs at least 5 training and no negative number of test cases: {training}, {test}"
-        )
+        raise ValueError(f"needed are at least 5 training and no negative number of test cases: {training}, {test}")
     if folder.exists():
         raise FileExistsError(f"{folder} exists already; move it away or choose another folder")
     unfinished = folder.with_name(folder.name + ".unfinished")
     shutil.rmtree(unfinished, ignore_errors=True)
-    for part in ("imagesTr", "labelsTr", "imagesTs", "labelsTs"):
-        (unfinished / part).mkdir(parents=True)
     try:
-        for number, case in enumerate(phantom_cases(training + test, seed=seed), start=1):
-            part = "Tr" if number <= training else "Ts"
+        for index, case in enumerate(phantom_cases(training + test, seed=seed)):
+            held_out = index >= training
+            batch = unfinished / (TEST_BATCH if held_out else BATCHES[2 * index // training])
+            batch.mkdir(parents=True, exist_ok=True)
+            number = index - training if held_out else index
+            prefix = "test-" if held_out else ""
             phantom = case.draw()
-            _write_volume(
-                unfinished / f"images{part}" / f"{case.name}_0000{FILE_ENDING}", phantom.image, phantom.affine
-            )
-            _write_volume(unfinished / f"labels{part}" / f"{case.name}{FILE_ENDING}", phantom.labels, phantom.affine)
-        _write_dataset_json(unfinished, training)
+            _write_volume(batch / f"{prefix}volume-{number}.nii", phantom.image, phantom.affine)
+            _write_volume(batch / f"{prefix}segmentation-{number}.nii", phantom.labels, phantom.affine)
         unfinished.rename(folder)
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
@@ -101,21 +96,3 @@ def _write_volume(path: Path, voxels: NDArray[np.int16] | NDArray[np.uint8], aff
     volume.set_qform(affine, code="scanner")
     volume.set_sform(affine, code="scanner")
     nibabel.save(volume, path)
-
-
-def _write_dataset_json(folder: Path, training: int) -> None:
-    from nnunetv2.dataset_conversion.generate_dataset_json import generate_dataset_json
-
-    generate_dataset_json(
-        str(folder),
-        channel_names={0: "CT"},
-        labels={"background": 0, "liver": LIVER, "tumour": TUMOUR},
-        num_training_cases=training,
-        file_ending=FILE_ENDING,
-        dataset_name=DATASET_NAME,
-        description="CT-like phantoms: livers with lesions of very different sizes, drawn by nnunet-godc",
-        license="Apache-2.0",
-        converted_by="nnunet-godc",
-        # Stored orientations differ between cases; this reader of nnU-Net brings them to one and predictions back.
-        overwrite_image_reader_writer="NibabelIOWithReorient",
-    )
