@@ -1,7 +1,7 @@
 """Decoding the pixels of one DICOM image, also from a damaged file, which must end neither the process nor its memory.
 
 There is one decoder for each compression, whatever else is installed. Each was fed thousands of streams with flipped
-bits and cut ends, and ended in an exception at worst. GDCM's Python bindings and liblj92 ended the process; CharLS went on
+bits and cut ends, and ended in an exception at worst. GDCM's Python bindings and liblj92 ended the process; CharLS ran
 for minutes until the sizes were checked beforehand.
 """
 
@@ -14,7 +14,7 @@ import imagecodecs
 import numpy as np
 from numpy.typing import NDArray
 from pydicom import uid
-from pydicom.dataset import FileDataset
+from pydicom.dataset import Dataset
 from pydicom.encaps import get_frame
 from pydicom.pixels.decoders.base import DecodeRunner, get_decoder
 from pydicom.pixels.utils import pixel_array
@@ -35,7 +35,7 @@ _END_OF_IMAGE = b"\xff\xd9"
 DECODER_DEPENDENCIES = dict.fromkeys(_JPEG, ("imagecodecs",))
 
 
-def decode(dataset: FileDataset, frame: int, shape: tuple[int, int]) -> NDArray[Any]:
+def decode(dataset: Dataset, frame: int, shape: tuple[int, int]) -> NDArray[Any]:
     """The stored values of one frame; may raise any exception.
 
     Args:

@@ -229,8 +229,8 @@ def read_headers(file: Path) -> list[ImageHeader]:
 
 
 def _planes(file: Path, dataset: FileDataset) -> list[ImageHeader]:
-    sop_class = _text(dataset, "SOPClassUID") or str(dataset.file_meta.get("MediaStorageSOPClassUID", ""))
-    if sop_class in (*SEGMENTATION, RTSTRUCT) or _text(dataset, "Modality") in ("SEG", "RTSTRUCT", "RTDOSE"):
+    sop_class = text_of(dataset, "SOPClassUID") or str(dataset.file_meta.get("MediaStorageSOPClassUID", ""))
+    if sop_class in (*SEGMENTATION, RTSTRUCT) or text_of(dataset, "Modality") in ("SEG", "RTSTRUCT", "RTDOSE"):
         return []
     if dataset.get("Rows") is None or dataset.get("Columns") is None:
         if sop_class in (CT_IMAGE, *ENHANCED_CT):
@@ -238,56 +238,86 @@ def _planes(file: Path, dataset: FileDataset) -> list[ImageHeader]:
         return []
     _check_pixels(dataset, sop_class)
     if sop_class in ENHANCED_CT:
-        shared = (_items(dataset, "SharedFunctionalGroupsSequence") or [Dataset()])[0]
-        frames = _items(dataset, "PerFrameFunctionalGroupsSequence")
-        if len(frames) != int(dataset.get("NumberOfFrames") or 1):
-            raise UnreadableError("cannot be read: it does not say of each frame where it lies")
-        return [_plane(file, index, dataset, sop_class, [frame, shared]) for index, frame in enumerate(frames)]
-    return [_plane(file, 0, dataset, sop_class, [])]
+        return [_header(file, index, dataset, sop_class, groups) for index, groups in enumerate(frame_groups(dataset))]
+    return [_header(file, 0, dataset, sop_class, [dataset])]
 
 
-def _plane(
-    file: Path, index: int, dataset: FileDataset, sop_class: str, functional_groups: list[Dataset]
-) -> ImageHeader:
-    def of_frame(group: str) -> Dataset:
-        """Where a group of entries stands: in the frame's own groups, in the shared ones, or in the file's header."""
-        for place in functional_groups:
-            if items := _items(place, group):
-                return items[0]
-        return dataset
+def items_of(dataset: Dataset, key: str) -> list[Dataset]:
+    """The items of a sequence; none where it is not there."""
+    return list(dataset.get(key) or [])
 
-    measures = of_frame("PixelMeasuresSequence")
-    spacing = _numbers(measures, "PixelSpacing", 2)
-    orientation = _numbers(of_frame("PlaneOrientationSequence"), "ImageOrientationPatient", 6)
-    position = _numbers(of_frame("PlanePositionSequence"), "ImagePositionPatient", 3)
-    rescale = of_frame("PixelValueTransformationSequence")
-    kind = of_frame("CTImageFrameTypeSequence")
-    image_type = kind.get("FrameType") or dataset.get("ImageType") or []
+
+def text_of(dataset: Dataset, key: str) -> str:
+    """An entry as text; empty where it is not there."""
+    value = dataset.get(key)
+    return "" if value is None else str(value).strip()
+
+
+def side_of(dataset: Dataset, key: str) -> int:
+    """Rows or Columns. Raises UnreadableError for a number that no scanner writes."""
+    side = int(dataset[key].value)
+    if not 1 <= side <= MAX_SIDE:
+        raise UnreadableError(f"claims to be {side} pixels wide or high; its header is damaged")
+    return side
+
+
+def frame_groups(dataset: Dataset) -> list[list[Dataset]]:
+    """Where to look for what a multi-frame file says of each frame: the frame's own groups, the shared, the file's.
+
+    Raises:
+        UnreadableError: the file does not describe as many frames as it holds.
+    """
+    shared = items_of(dataset, "SharedFunctionalGroupsSequence")[:1]
+    frames = items_of(dataset, "PerFrameFunctionalGroupsSequence")
+    if len(frames) != int(dataset.get("NumberOfFrames") or 1):
+        raise UnreadableError("cannot be read: it does not say of each frame where it lies")
+    return [[frame, *shared, dataset] for frame in frames]
+
+
+def find_group(groups: Sequence[Dataset], key: str) -> Dataset:
+    """The first item of the sequence `key` in the first of `groups` that has it; else the last, the file's header."""
+    for place in groups:
+        if items := items_of(place, key):
+            return items[0]
+    return groups[-1]
+
+
+def read_plane(groups: Sequence[Dataset]) -> Plane | None:
+    """Where a frame with these functional groups lies. Raises UnreadableError where that is damaged."""
+    spacing = _numbers(find_group(groups, "PixelMeasuresSequence"), "PixelSpacing", 2)
+    orientation = _numbers(find_group(groups, "PlaneOrientationSequence"), "ImageOrientationPatient", 6)
+    position = _numbers(find_group(groups, "PlanePositionSequence"), "ImagePositionPatient", 3)
+    if spacing is None or orientation is None or position is None:
+        return None
+    return Plane(position, orientation[:3], orientation[3:], *spacing)
+
+
+def _header(file: Path, frame: int, dataset: FileDataset, sop_class: str, groups: Sequence[Dataset]) -> ImageHeader:
+    rescale = find_group(groups, "PixelValueTransformationSequence")
+    image_type = find_group(groups, "CTImageFrameTypeSequence").get("FrameType") or dataset.get("ImageType") or []
     image_type = [image_type] if isinstance(image_type, str) else [str(value) for value in image_type]
     return ImageHeader(
         file=file,
-        frame=index,
+        frame=frame,
         sop_class=sop_class,
-        sop_instance=_text(dataset, "SOPInstanceUID") or str(dataset.file_meta.get("MediaStorageSOPInstanceUID", "")),
-        modality=_text(dataset, "Modality"),
-        series_uid=_text(dataset, "SeriesInstanceUID"),
+        sop_instance=text_of(dataset, "SOPInstanceUID") or str(dataset.file_meta.get("MediaStorageSOPInstanceUID", "")),
+        modality=text_of(dataset, "Modality"),
+        series_uid=text_of(dataset, "SeriesInstanceUID"),
         series_number=_whole(dataset, "SeriesNumber"),
         acquisition=_whole(dataset, "AcquisitionNumber"),
         description=tuple(
-            _text(dataset, key) for key in ("StudyInstanceUID", "SeriesDescription", "ConvolutionKernel")
+            text_of(dataset, key) for key in ("StudyInstanceUID", "SeriesDescription", "ConvolutionKernel")
         ),
-        frame_of_reference=_text(dataset, "FrameOfReferenceUID"),
+        frame_of_reference=text_of(dataset, "FrameOfReferenceUID"),
         is_localizer="LOCALIZER" in image_type,
-        rows=_side(dataset, "Rows"),
-        columns=_side(dataset, "Columns"),
-        plane=Plane(position, orientation[:3], orientation[3:], *spacing)
-        if position is not None and orientation is not None and spacing is not None
-        else None,
-        thickness=_number(measures, "SliceThickness"),
+        rows=side_of(dataset, "Rows"),
+        columns=side_of(dataset, "Columns"),
+        plane=read_plane(groups),
+        thickness=_number(find_group(groups, "PixelMeasuresSequence"), "SliceThickness"),
         slope=_number(rescale, "RescaleSlope"),
         intercept=_number(rescale, "RescaleIntercept"),
         padding=_whole(dataset, "PixelPaddingValue"),
-        lossy=_text(dataset, "LossyImageCompression") == "01",
+        lossy=text_of(dataset, "LossyImageCompression") == "01",
     )
 
 
@@ -303,19 +333,10 @@ def _check_pixels(dataset: FileDataset, sop_class: str) -> None:
         or int(dataset.get("HighBit", stored - 1)) != stored - 1
     ):
         raise UnreadableError("stores its pixels in a layout of bits that is not read; convert it with dcm2niix")
-    if _items(dataset, "ModalityLUTSequence"):
+    if items_of(dataset, "ModalityLUTSequence"):
         raise UnreadableError(
             "maps stored values to Hounsfield units by a table, which is not read; convert it with dcm2niix"
         )
-
-
-def _items(dataset: Dataset, key: str) -> list[Dataset]:
-    return list(dataset.get(key) or [])
-
-
-def _text(dataset: Dataset, key: str) -> str:
-    value = dataset.get(key)
-    return "" if value is None else str(value).strip()
 
 
 def _numbers(dataset: Dataset, key: str, count: int) -> tuple[float, ...] | None:
@@ -336,13 +357,6 @@ def _number(dataset: Dataset, key: str) -> float | None:
 def _whole(dataset: Dataset, key: str) -> int | None:
     value = dataset.get(key)
     return None if value is None or value == "" else int(value)
-
-
-def _side(dataset: Dataset, key: str) -> int:
-    side = int(dataset[key].value)
-    if not 1 <= side <= MAX_SIDE:
-        raise UnreadableError(f"claims to be {side} pixels wide or high; its header is damaged")
-    return side
 
 
 class _Bounded(io.BufferedReader):
