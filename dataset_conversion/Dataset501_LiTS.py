@@ -50,7 +50,10 @@ def find_cases(root: Path, arguments: argparse.Namespace | None = None) -> Found
     )
     if as_downloaded.cases and decathlon.cases:
         return Found((), ("the folder holds both LiTS's own files and the Decathlon's Task03_Liver; give one of them",))
-    return decathlon if decathlon.cases else as_downloaded
+    return Found(
+        (*as_downloaded.cases, *decathlon.cases),
+        (*as_downloaded.problems, *decathlon.problems),
+    )
 
 
 def _pairs(
@@ -61,24 +64,24 @@ def _pairs(
     tests: tuple[list[Path], str],
     test_labels: tuple[list[Path], str],
 ) -> Found:
-    image, image_problems = matched_by_number(*images, what="volume", root=root)
-    label, label_problems = matched_by_number(*labels, what="segmentation", root=root)
-    test, test_problems = matched_by_number(*tests, what="test volume", root=root)
-    test_label, test_label_problems = matched_by_number(*test_labels, what="test segmentation", root=root)
+    image = matched_by_number(*images, what="volume", root=root)
+    label = matched_by_number(*labels, what="segmentation", root=root)
+    test = matched_by_number(*tests, what="test volume", root=root)
+    test_label = matched_by_number(*test_labels, what="test segmentation", root=root)
     cases = [
         CaseSource(
             f"LiTS_{number:03d}",
-            image[number],
-            label[number],
+            image.files[number],
+            label.files[number],
             warnings=(WARNINGS[number],) if number in WARNINGS else (),
         )
-        for number in sorted(image.keys() & label.keys())
+        for number in sorted(image.files.keys() & label.files.keys())
     ]
     cases += [
-        CaseSource(f"LiTS_test_{number:03d}", test[number], test_label.get(number), test=True)
-        for number in sorted(test)
+        CaseSource(f"LiTS_test_{number:03d}", test.files[number], test_label.files.get(number), test=True)
+        for number in sorted(test.files.keys() - test_label.several)
     ]
-    problems = (*image_problems, *label_problems, *test_problems, *test_label_problems)
+    problems = (*image.problems, *label.problems, *test.problems, *test_label.problems)
     return Found(tuple(cases), (*problems, *missing_partners(image, label, root)))
 
 

@@ -28,15 +28,19 @@ def find_cases(root: Path, arguments: argparse.Namespace | None = None) -> Found
     inside: dict[str, list[Path]] = {"imagesTr": [], "labelsTr": [], "imagesTs": []}
     for file in visible_files(root):
         inside.get(file.parent.name, []).append(file)
-    image, image_problems = matched_by_number(inside["imagesTr"], NAME, what="training image", root=root)
-    label, label_problems = matched_by_number(inside["labelsTr"], NAME, what="label", root=root)
-    test, test_problems = matched_by_number(inside["imagesTs"], NAME, what="test image", root=root)
-    cases = [CaseSource(f"pancreas_{n:03d}", image[n], label[n]) for n in sorted(image.keys() & label.keys())]
-    # The numbers of training and test images are one sequence, so the names do not meet.
-    cases += [CaseSource(f"pancreas_{n:03d}", test[n], None, test=True) for n in sorted(test)]
-    return Found(
-        tuple(cases), (*image_problems, *label_problems, *test_problems, *missing_partners(image, label, root))
-    )
+    image = matched_by_number(inside["imagesTr"], NAME, what="training image", root=root)
+    label = matched_by_number(inside["labelsTr"], NAME, what="label", root=root)
+    test = matched_by_number(inside["imagesTs"], NAME, what="test image", root=root)
+    problems = [*image.problems, *label.problems, *test.problems, *missing_partners(image, label, root)]
+    # The numbers of training and test images are one sequence, so that the names do not meet.
+    both = image.files.keys() & test.files.keys()
+    problems += [f"pancreas {n} is a training and a test image; move one away" for n in sorted(both)]
+    cases = [
+        CaseSource(f"pancreas_{n:03d}", image.files[n], label.files[n])
+        for n in sorted((image.files.keys() & label.files.keys()) - both)
+    ]
+    cases += [CaseSource(f"pancreas_{n:03d}", test.files[n], None, test=True) for n in sorted(test.files.keys() - both)]
+    return Found(tuple(cases), tuple(problems))
 
 
 CONVERTER = Converter(lambda arguments: COLLECTION, 503, find_cases, __doc__)

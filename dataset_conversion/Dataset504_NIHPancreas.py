@@ -28,23 +28,29 @@ ABSENT = (25, 70)  # withdrawn by the authors
 def find_cases(root: Path, arguments: argparse.Namespace | None = None) -> Found:
     """The cases under `root`: folders PANCREAS_NNNN with a DICOM series somewhere below, and labelNNNN.nii.gz."""
     files = visible_files(root)
-    series: dict[int, Path] = {}
-    problems = []
+    folders: dict[int, set[Path]] = {}
     for file in files:
         for folder in file.relative_to(root).parents:
             if match := re.fullmatch(r"PANCREAS_(\d+)", folder.name, re.IGNORECASE):
-                number = int(match[1])
-                if series.setdefault(number, root / folder) != root / folder:
-                    problems.append(f"PANCREAS_{number:04d} is there twice; move one away")
-    label, label_problems = matched_by_number(files, r"label(\d+)\.nii(?:\.gz)?", what="label", root=root)
-    for number in sorted(series.keys() - label.keys() - set(ABSENT)):
+                folders.setdefault(int(match[1]), set()).add(root / folder)
+    label = matched_by_number(files, r"label(\d+)\.nii(?:\.gz)?", what="label", root=root)
+    problems = list(label.problems)
+    series: dict[int, Path] = {}
+    for number, found in sorted(folders.items()):
+        if len(found) == 1:
+            (series[number],) = found
+        else:
+            problems.append(f"PANCREAS_{number:04d} is there {len(found)} times; keep one and move the rest away")
+    for number in sorted(series.keys() - label.files.keys() - label.several - set(ABSENT)):
         problems.append(f"PANCREAS_{number:04d} has no label{number:04d}.nii.gz; fetch it, or move the folder away")
-    for number in sorted(label.keys() - series.keys() - set(ABSENT)):
+    for number in sorted(label.files.keys() - folders.keys() - set(ABSENT)):
         problems.append(f"label{number:04d} has no folder PANCREAS_{number:04d}; fetch it, or move the label away")
-    both = sorted(series.keys() & label.keys())
+    both = sorted(series.keys() & label.files.keys())
     warnings = [f"case {number} was withdrawn by the authors and is left out" for number in both if number in ABSENT]
-    cases = [CaseSource(f"NIH_{number:04d}", series[number], label[number]) for number in both if number not in ABSENT]
-    return Found(tuple(cases), (*sorted(set(problems)), *label_problems), tuple(warnings))
+    cases = [
+        CaseSource(f"NIH_{number:04d}", series[number], label.files[number]) for number in both if number not in ABSENT
+    ]
+    return Found(tuple(cases), tuple(problems), tuple(warnings))
 
 
 CONVERTER = Converter(lambda arguments: COLLECTION, 504, find_cases, __doc__)

@@ -39,6 +39,7 @@ COLLECTION = Collection(
     licence="CC BY-NC 4.0",
 )
 
+Key = tuple[str, str]  # patient, study
 IMAGE = re.compile(r"(\d+)_(\d+)_0000\.nii(?:\.gz)?", re.IGNORECASE)
 LABEL = re.compile(r"(\d+)_(\d+)\.nii(?:\.gz)?", re.IGNORECASE)
 
@@ -48,30 +49,35 @@ def find_cases(root: Path, arguments: argparse.Namespace | None = None) -> Found
 
     Where a case has a label drawn by hand (in a folder called manual...) and one by a model, the first counts.
     """
-    images: dict[tuple[str, str], Path] = {}
-    labels: dict[tuple[str, str], Path] = {}
-    problems, warnings = [], []
+    found: dict[str, dict[Key, list[Path]]] = {"image": {}, "label": {}}
     for file in visible_files(root):
-        for pattern, found, what in ((IMAGE, images, "image"), (LABEL, labels, "label")):
-            if not (match := pattern.fullmatch(file.name)):
-                continue
-            key = (match[1], match[2])
-            other = found.setdefault(key, file)
-            if other == file:
-                continue
-            if what == "label" and _by_hand(file) != _by_hand(other):
-                found[key] = file if _by_hand(file) else other
-                warnings.append(f"{'_'.join(key)} has two labels: the one drawn by hand is taken")
-            else:
-                problems.append(f"the {what} of {'_'.join(key)} is there twice; move one away")
+        for what, pattern in (("image", IMAGE), ("label", LABEL)):
+            if match := pattern.fullmatch(file.name):
+                found[what].setdefault((match[1], match[2]), []).append(file)
+    problems, warnings = [], []
+    for key, files in found["label"].items():
+        by_hand = [file for file in files if _by_hand(file, root)]
+        if 0 < len(by_hand) < len(files):
+            found["label"][key] = by_hand
+            warnings.append(f"{'_'.join(key)} has several labels: the one drawn by hand is taken")
+    for what, of_case in found.items():
+        problems += [
+            f"the {what} of {'_'.join(key)} is there several times; keep one and move the rest away"
+            for key, files in of_case.items()
+            if len(files) > 1
+        ]
+    images, labels = (
+        {key: files[0] for key, files in of_case.items() if len(files) == 1} for of_case in found.values()
+    )
     problems += [
-        f"{'_'.join(key)} has no label; fetch it, or move the image away" for key in sorted(images.keys() - labels)
+        f"{'_'.join(key)} has no label; fetch it, or move the image away"
+        for key in sorted(images.keys() - found["label"].keys())
     ]
     cases = [
         CaseSource(f"PANORAMA_{patient}_{study}", images[patient, study], labels[patient, study], patient=patient)
         for patient, study in sorted(images.keys() & labels.keys())
     ]
-    unused = len(labels.keys() - images)
+    unused = len(found["label"].keys() - found["image"].keys())
     if unused:
         warnings.append(f"{unused} labels have no image here: their batches are not in this folder")
     warnings.append(
@@ -81,8 +87,8 @@ def find_cases(root: Path, arguments: argparse.Namespace | None = None) -> Found
     return Found(tuple(cases), tuple(problems), tuple(warnings))
 
 
-def _by_hand(file: Path) -> bool:
-    return any("manual" in part.lower() for part in file.parts)
+def _by_hand(file: Path, root: Path) -> bool:
+    return any("manual" in part.lower() for part in file.relative_to(root).parts)
 
 
 CONVERTER = Converter(lambda arguments: COLLECTION, 505, find_cases, __doc__)

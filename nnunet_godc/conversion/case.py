@@ -366,6 +366,7 @@ def _is_ready(file: NiftiFile, grid: Grid, settings: CaseSettings) -> bool:
 def _has_right_form(file: NiftiFile, settings: CaseSettings) -> bool:
     return (
         len(file.header_bytes) == 348  # NIfTI-1
+        and int(file.header["vox_offset"]) >= 352  # ITK takes a 0 by its word and reads the header as voxels
         and int(file.header["dim"][0]) == 3
         and file.dtype.byteorder in "<=|"
         and file.slope_and_intercept == (1.0, 0.0)

@@ -94,34 +94,54 @@ def dataset_labels(rules: LabelRules, *, regions: bool) -> tuple[dict[str, int |
     return labels, own_value
 
 
-def matched_by_number(
-    files: Iterable[Path], pattern: str, *, what: str, root: Path
-) -> tuple[dict[int, Path], list[str]]:
-    """Files whose name fits `pattern`, by the number in its first group, and a problem for each number found twice.
+@dataclass(frozen=True)
+class Numbered:
+    """Files by the number in their names.
+
+    Attributes:
+        files: the file of every number that a single file has.
+        several: the numbers that several files have. Which of them is meant is not ours to guess.
+        problems: a sentence for each of these.
+    """
+
+    files: Mapping[int, Path]
+    several: frozenset[int]
+    problems: tuple[str, ...]
+
+
+def matched_by_number(files: Iterable[Path], pattern: str, *, what: str, root: Path) -> Numbered:
+    """Files whose name fits `pattern`, by the number in its first group.
 
     Args:
         pattern: regular expression for the whole name; case does not matter.
         root: for the messages.
     """
-    by_number: dict[int, Path] = {}
-    problems = []
+    found: dict[int, list[Path]] = {}
     for file in files:
         if match := re.fullmatch(pattern, file.name, re.IGNORECASE):
-            number = int(match[1])
-            if number in by_number:
-                problems.append(
-                    f"{what} {number} is there twice: {_inside(by_number[number], root)} and {_inside(file, root)}; "
-                    "move one away"
-                )
-            else:
-                by_number[number] = file
-    return by_number, problems
+            found.setdefault(int(match[1]), []).append(file)
+    several = {number: paths for number, paths in sorted(found.items()) if len(paths) > 1}
+    return Numbered(
+        {number: paths[0] for number, paths in sorted(found.items()) if number not in several},
+        frozenset(several),
+        tuple(
+            f"{what} {number} is there several times: {' and '.join(_inside(path, root) for path in paths)}; "
+            "keep one and move the rest away"
+            for number, paths in several.items()
+        ),
+    )
 
 
-def missing_partners(images: Mapping[int, Path], labels: Mapping[int, Path], root: Path) -> list[str]:
+def missing_partners(images: Numbered, labels: Numbered, root: Path) -> list[str]:
     """A sentence for every training image without a label, and the other way round."""
-    alone = [f"{_inside(images[n], root)} has no segmentation" for n in sorted(set(images) - set(labels))]
-    alone += [f"{_inside(labels[n], root)} has no image" for n in sorted(set(labels) - set(images))]
+    alone = [
+        f"{_inside(images.files[n], root)} has no segmentation"
+        for n in sorted(images.files.keys() - labels.files.keys() - labels.several)
+    ]
+    alone += [
+        f"{_inside(labels.files[n], root)} has no image"
+        for n in sorted(labels.files.keys() - images.files.keys() - images.several)
+    ]
     return [f"{sentence}; fetch it, or move this file away" for sentence in alone]
 
 
