@@ -19,9 +19,8 @@ from pydicom.config import IGNORE
 from pydicom.config import settings as pydicom_settings
 from pydicom.dataset import Dataset, FileDataset
 from pydicom.filereader import read_file_meta_info
+from pydicom.uid import UID
 
-# An instance without a class of its own is what its file's header says it is.
-CT_IMAGE = "1.2.840.10008.5.1.4.1.1.2"
 ENHANCED_CT = ("1.2.840.10008.5.1.4.1.1.2.1", "1.2.840.10008.5.1.4.1.1.2.2")  # and the legacy converted one
 SEGMENTATION = ("1.2.840.10008.5.1.4.1.1.66.4", "1.2.840.10008.5.1.4.1.1.66.7")  # and the label map
 RTSTRUCT = "1.2.840.10008.5.1.4.1.1.481.3"
@@ -229,11 +228,12 @@ def read_headers(file: Path) -> list[ImageHeader]:
 
 
 def _planes(file: Path, dataset: FileDataset) -> list[ImageHeader]:
-    sop_class = text_of(dataset, "SOPClassUID") or str(dataset.file_meta.get("MediaStorageSOPClassUID", ""))
+    # The file's beginning comes first: it is whole where the data set may be cut off, and there where that is empty.
+    sop_class = str(dataset.file_meta.get("MediaStorageSOPClassUID", "")) or text_of(dataset, "SOPClassUID")
     if sop_class in (*SEGMENTATION, RTSTRUCT) or text_of(dataset, "Modality") in ("SEG", "RTSTRUCT", "RTDOSE"):
         return []
     if dataset.get("Rows") is None or dataset.get("Columns") is None:
-        if sop_class in (CT_IMAGE, *ENHANCED_CT):
+        if UID(sop_class).name.endswith("Image Storage"):
             raise UnreadableError("cannot be read: its header ends too early")
         return []
     _check_pixels(dataset, sop_class)
