@@ -7,7 +7,6 @@ import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from types import TracebackType
 
@@ -186,11 +185,12 @@ def _job(collection: Collection, found: Found, source: Path, target: Path, argum
     if arguments.spacing_csv:
         spacings = read_spacings(arguments.spacing_csv)
         check_known_cases(spacings, names, where=str(arguments.spacing_csv))
-    folds: Callable[[Mapping[str, str]], list[dict[str, list[str]]]] | None = None
+    patients = {case.name: case.patient or case.name for case in found.cases if not case.test}
+    folds = None
     if arguments.folds_from:
-        folds = partial(_folds_from, arguments.folds_from)
+        folds = read_folds(arguments.folds_from, patients.keys(), patients)
     elif arguments.folds:
-        folds = partial(draw_folds, seed=arguments.seed, folds=FOLDS)
+        folds = draw_folds(patients, seed=arguments.seed, folds=FOLDS)
     leave_out = set()
     for folder in arguments.leave_out_scans_of:
         record = read_record(folder)
@@ -220,10 +220,6 @@ def _job(collection: Collection, found: Found, source: Path, target: Path, argum
         folds=folds,
         leave_out=frozenset(leave_out),
     )
-
-
-def _folds_from(path: Path, patients: Mapping[str, str]) -> list[dict[str, list[str]]]:
-    return read_folds(path, patients.keys(), patients)
 
 
 def _dry_run(job: Job) -> int:

@@ -52,8 +52,8 @@ class Job:
         skip_bad_geometry: leave out cases whose voxel size is unknown.
         workers: processes; 0 converts in this one.
         overwrite: replace a dataset that is there.
-        folds: makes the cross-validation's folds from the patient of every training case; None writes no
-            splits_final.json.
+        folds: for splits_final.json, over all training cases, not those alone that come through: a case that is
+            mended later must not change the others' folds. None writes none.
         leave_out: fingerprints of scans that are not to be in the dataset.
     """
 
@@ -66,7 +66,7 @@ class Job:
     skip_bad_geometry: bool = False
     workers: int = 2
     overwrite: bool = False
-    folds: Callable[[Mapping[str, str]], Folds] | None = None
+    folds: Folds | None = None
     leave_out: frozenset[str] = frozenset()
 
 
@@ -122,8 +122,6 @@ def convert_dataset(job: Job, *, progress: Callable[[str, int], None] = lambda n
     """
     names_of(job.found.cases)
     labels, regions_class_order = dataset_labels(job.collection.rules, regions=job.regions)
-    # Over all cases, not those that come through: a case that is mended later must not change the others' folds.
-    folds = job.folds({c.name: c.patient or c.name for c in job.found.cases if not c.test}) if job.folds else None
     identity = {**job.settings.identity(), "regions": job.regions, "collection": job.collection.title}
     unfinished = _beside(job.target, "unfinished")
     try:
@@ -141,8 +139,8 @@ def convert_dataset(job: Job, *, progress: Callable[[str, int], None] = lambda n
                 raise UserError("no case could be converted" + "".join(f"\n  {text}" for text in outcome.problems))
             _write_description(unfinished, job, outcome, labels, regions_class_order)
             _write_json(unfinished / RECORD, _record(job, outcome, identity))
-            if folds is not None:
-                outcome.folds = _without_missing(folds, outcome)
+            if job.folds is not None:
+                outcome.folds = _without_missing(job.folds, outcome)
                 _write_json(unfinished / SPLITS, outcome.folds)
             _drop_leftovers(unfinished, outcome)
             _move_into_place(unfinished, job.target)

@@ -135,7 +135,8 @@ def _whole_numbers(values: NDArray[Any]) -> tuple[LabelArray, int]:
     """Values as uint8, and how many were rounded."""
     if values.dtype.kind == "f":
         whole = np.rint(values)
-        apart = np.abs(values - whole)
+        with np.errstate(invalid="ignore"):  # infinities, which are refused below
+            apart = np.abs(values - whole)
         broken = int(np.count_nonzero(~(apart <= WHOLE)))
         if broken:
             raise CaseError(
