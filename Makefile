@@ -29,6 +29,7 @@ lint: $(INSTALLED)
 bench: $(INSTALLED)
 	$(BIN)/python benchmarks/loss.py
 	$(BIN)/python benchmarks/deform_conv.py
+	$(BIN)/python benchmarks/conversion.py
 
 bench-gpu: $(INSTALLED)
 	$(BIN)/python benchmarks/loss.py --device cuda
