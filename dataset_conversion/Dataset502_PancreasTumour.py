@@ -136,7 +136,7 @@ def find_cases(root: Path, arguments: argparse.Namespace) -> Found:
         drawn = draw_test_cases(undecided, share=arguments.test_share, seed=arguments.seed)
     tests = [pair.test if pair.test is not None else name in drawn for name, pair in zip(names, pairs, strict=True)]
     if arguments.key_file and not arguments.dry_run:
-        write_keys(arguments.key_file, root, zip(names, patients, tests, pairs, strict=True))
+        write_keys(arguments.key_file, root, zip(names, patients, tests, pairs, strict=True), keys)
     cases = [
         CaseSource(name, pair.image, pair.mask, test=test, patient=patient, series=arguments.series)
         for name, pair, patient, test in zip(names, pairs, patients, tests, strict=True)

@@ -64,7 +64,8 @@ def tumour_only(collection: Collection) -> Collection:
         raise UserError(f"{collection.title} has no tumour label, so there is nothing for --tumour-only to keep")
     rules = collection.rules
     kept = {value: int(becomes == collection.tumour) for value, becomes in rules.table().items()}
-    segments = tuple((pattern, 1) for pattern, value in rules.segments if value == collection.tumour)
+    # All patterns stay, since the first that fits counts.
+    segments = tuple((pattern, int(value == collection.tumour)) for pattern, value in rules.segments)
     return replace(
         collection,
         tumour=1,

@@ -27,7 +27,8 @@ class LabelRules:
         values: value in a file to value in the dataset; 0 stays 0. None: each of `names` stays what it is.
         stray: values that are known to occur without a meaning: they become background, and a repair is noted.
         segments: patterns of segment or structure names (shell's * and ?, case ignored) to value in the dataset. The
-            first that fits counts; a segment that none fits is left out, with a warning.
+            first that fits counts; a segment that none fits is left out, with a warning, unless none fits at all.
+            Where a file names its segments, these count instead of `values`.
         region_of: names of regions to the values that they unite, for nnU-Net's region-based training; empty without.
     """
 
@@ -66,12 +67,12 @@ def mapped(
     """`stored` with a file's values replaced by the dataset's; changed in place.
 
     Raises:
-        CaseError: values that the rules do not name.
+        CaseError: values that the rules do not name, or names of segments of which none fits.
     """
     table = rules.table()
-    for value, name in (segments or {}).items():
-        if rules.segments:
-            table[value] = _value_of_segment(name, rules) or 0
+    if segments and rules.segments:
+        fitting = _fitting(segments.values(), rules, notes)
+        table.update({value: fitting.get(name, 0) for value, name in segments.items()})
     counts = count_values(stored)
     unknown = {value: count for value, count in counts.items() if value not in table}
     if unknown:
@@ -97,18 +98,13 @@ def united(masks: Mapping[str, NDArray[np.bool_]], rules: LabelRules, notes: Not
     Raises:
         CaseError: none of the names fits the rules.
     """
-    chosen = {name: value for name in masks if (value := _value_of_segment(name, rules))}
-    if not chosen:
-        raise CaseError(
-            f"none of the mask's segments ({_names(masks)}) fits the label map; add --label-map 'PATTERN=LABEL'"
-        )
-    left_out = sorted(set(masks) - set(chosen))
-    if left_out:
-        notes.warnings.append(f"segments that fit no pattern of the label map are left out: {_names(left_out)}")
+    fitting = _fitting(masks, rules, notes)
     shape = next(iter(masks.values())).shape
     label = np.zeros(shape, dtype=np.uint8, order="F")
     overlap = 0
-    for name, value in sorted(chosen.items(), key=lambda item: (item[1], item[0])):
+    for name, value in sorted(fitting.items(), key=lambda item: (item[1], item[0])):
+        if value == 0:
+            continue
         overlap += int(np.count_nonzero((label != 0) & (label != value) & masks[name]))
         label[masks[name]] = value
     if overlap:
@@ -149,6 +145,23 @@ def _whole_numbers(values: NDArray[Any]) -> tuple[LabelArray, int]:
     if low < 0 or high > 255:
         raise CaseError(f"the label holds values from {low:g} to {high:g}; from 0 to 255 are possible. Is it an image?")
     return whole.astype(np.uint8, copy=False), rounded
+
+
+def _fitting(names: Iterable[str], rules: LabelRules, notes: Notes) -> dict[str, int]:
+    """The value in the dataset of every segment that fits a pattern; the others are warned of.
+
+    Raises:
+        CaseError: none fits.
+    """
+    values = {name: _value_of_segment(name, rules) for name in names}
+    fitting = {name: value for name, value in values.items() if value is not None}
+    if not fitting:
+        raise CaseError(
+            f"none of the mask's segments ({_names(values)}) fits the label map; add --label-map 'PATTERN=LABEL'"
+        )
+    if left_out := values.keys() - fitting.keys():
+        notes.warnings.append(f"segments that fit no pattern of the label map are left out: {_names(left_out)}")
+    return fitting
 
 
 def _value_of_segment(name: str, rules: LabelRules) -> int | None:

@@ -18,6 +18,7 @@ from nnunet_godc.errors import UserError
 
 PLACEHOLDER = re.compile(r"\{(case|patient)\}|\*\*/|\*|\?")
 KEY_COLUMNS = ("case", "patient", "part", "image", "mask")
+Fitting = dict[str, list[tuple[Path, str]]]  # by {case}: paths, each with its {patient}
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,8 @@ def pairs_by_pattern(root: Path, image_pattern: str, mask_pattern: str) -> tuple
 
     A pattern is a path below `root` without the file's ending: ``{case}`` stands for a part of a name, ``{patient}``
     too, ``*`` and ``?`` as in a shell, ``**/`` for folders. ``images/{case}`` fits images/017.nii.gz, images/017.nrrd,
-    and the folder images/017 with a DICOM series in it.
+    and the folder images/017 with a DICOM series in it or below it. What both patterns fit belongs to the one that says
+    more of it: of 017.nii and 017_mask.nii, ``{case}_mask`` takes the second, though ``{case}`` fits it too.
 
     Raises:
         UserError: a pattern without ``{case}``, or that fits nothing.
@@ -57,6 +59,10 @@ def pairs_by_pattern(root: Path, image_pattern: str, mask_pattern: str) -> tuple
             raise UserError(
                 f"{option} {pattern!r} fits none of the {len(candidates)} volumes and folders in the source"
             )
+    if _said(image_pattern) < _said(mask_pattern):
+        images = _without(images, masks)
+    elif _said(image_pattern) > _said(mask_pattern):
+        masks = _without(masks, images)
     problems = []
     alone = len(images.keys() - masks.keys())
     if alone:
@@ -135,11 +141,15 @@ def read_keys(path: Path) -> dict[str, str]:
     return {row["image"]: check_case_name(row["case"]) for row in rows}
 
 
-def write_keys(path: Path, root: Path, pairs: Iterable[tuple[str, str, bool, Pair]]) -> None:
+def write_keys(
+    path: Path, root: Path, pairs: Iterable[tuple[str, str, bool, Pair]], earlier: Mapping[str, str] | None = None
+) -> None:
     """Write which case is which patient's scan: case, patient, part, image, mask. Only its owner may read it.
 
     Args:
         pairs: the case's name, its patient's made-up name, whether it is for testing, and its source.
+        earlier: image to case, as an earlier table has them. Those that are not in the source now keep their lines, or
+            their names would go to other scans.
     """
     temporary = path.with_name(f".{path.name}.part")
     try:
@@ -148,18 +158,21 @@ def write_keys(path: Path, root: Path, pairs: Iterable[tuple[str, str, bool, Pai
         with open(descriptor, "w", encoding="utf-8", newline="") as file:  # noqa: PTH123
             writer = csv.writer(file)
             writer.writerow(KEY_COLUMNS)
+            absent = dict(earlier or {})
             for name, patient, test, pair in pairs:
-                mask = _relative(pair.mask, root) if pair.mask else ""
-                writer.writerow([name, patient, "test" if test else "train", _relative(pair.image, root), mask])
+                image, mask = _relative(pair.image, root), _relative(pair.mask, root) if pair.mask else ""
+                absent.pop(image, None)
+                writer.writerow([name, patient, "test" if test else "train", image, mask])
+            writer.writerows([name, "", "", image, ""] for image, name in absent.items())
         temporary.replace(path)
     except OSError as error:
         raise UserError(f"the key file {path} cannot be written: {error.strerror}") from error
 
 
 def _candidates(root: Path) -> dict[str, Path]:
-    """Paths below `root` without their endings: volumes, DICOM files' folders, and single DICOM files."""
+    """Paths below `root` without their endings: volumes, single DICOM files, and all folders above these."""
     found: dict[str, list[Path]] = {}
-    folders = set()
+    folders: set[Path] = set()
     for file in visible_files(root):
         relative = file.relative_to(root)
         ending = ending_of(file)
@@ -168,9 +181,9 @@ def _candidates(root: Path) -> dict[str, Path]:
         elif not ending and is_dicom(file):
             without = relative.with_suffix("") if relative.suffix.lower() in (".dcm", ".dicom", ".ima") else relative
             found.setdefault(without.as_posix(), []).append(file)
-            folders.add(file.parent)
-    for folder in folders - {root}:
-        found.setdefault(folder.relative_to(root).as_posix(), []).append(folder)
+            folders.update(relative.parents)
+    for folder in folders - {Path()}:
+        found.setdefault(folder.as_posix(), []).append(root / folder)
     # A name with two endings would be a guess: both stay, and the pattern meets them as two.
     return {
         name if len(paths) == 1 else f"{name}{ending_of(path)}": path
@@ -180,7 +193,7 @@ def _candidates(root: Path) -> dict[str, Path]:
     }
 
 
-def _fitting(candidates: Mapping[str, Path], pattern: str, option: str) -> dict[str, list[tuple[Path, str]]]:
+def _fitting(candidates: Mapping[str, Path], pattern: str, option: str) -> Fitting:
     """By ``{case}``: the paths that fit, each with its ``{patient}``."""
     if "{case}" not in pattern:
         raise UserError(f"{option} {pattern!r} has no {{case}} in it, such as 'images/{{case}}'")
@@ -197,12 +210,23 @@ def _fitting(candidates: Mapping[str, Path], pattern: str, option: str) -> dict[
             expression += {"**/": "(?:.+/)?", "*": "[^/]*", "?": "[^/]"}[match[0]]
         end = match.end()
     compiled = re.compile(expression + re.escape(pattern[end:]))
-    fitting: dict[str, list[tuple[Path, str]]] = {}
+    fitting: Fitting = {}
     for name, path in sorted(candidates.items()):
         if fits := compiled.fullmatch(name):
             groups = fits.groupdict()
             fitting.setdefault(groups["case"], []).append((path, groups.get("patient") or ""))
     return fitting
+
+
+def _said(pattern: str) -> int:
+    """How many characters of a path a pattern lays down."""
+    return len(PLACEHOLDER.sub("", pattern))
+
+
+def _without(fitting: Fitting, taken: Fitting) -> Fitting:
+    elsewhere = {path for paths in taken.values() for path, _ in paths}
+    left = {case: [found for found in paths if found[0] not in elsewhere] for case, paths in fitting.items()}
+    return {case: paths for case, paths in left.items() if paths}
 
 
 def _relative(path: Path, root: Path) -> str:
