@@ -29,6 +29,7 @@ _DEFLATED = "1.2.840.10008.1.2.1.99"
 # Far above what a scanner writes: a damaged header must not ask for more memory than that.
 MAX_SIDE = 8192  # pixels
 _PREAMBLE = 128  # bytes
+_ELEMENT_HEADER = 8  # bytes
 
 _OF_FILE = [
     "SOPClassUID",
@@ -177,13 +178,17 @@ def files_below(path: Path) -> Iterator[Path]:
                 yield Path(folder, name)
 
 
-def read_dataset(file: Path, *, pixels: bool = True, tags: Sequence[str] | None = None) -> FileDataset:
+def read_dataset(
+    file: Path, *, pixels: bool = True, tags: Sequence[str] | None = None, whole: bool = False
+) -> FileDataset:
     """A file's data set; to be called within `quiet`.
 
     Args:
         file: a file with a preamble.
         pixels: whether to read what the pixels are stored in.
         tags: keywords of the elements to read; None for all.
+        whole: whether to make sure that nothing is cut off at the end. Pixels that are missing there are noticed anyhow
+            when they are decoded; contours would not be.
 
     Raises:
         UnreadableError: the file is broken, or is of a kind that is not read.
@@ -192,9 +197,12 @@ def read_dataset(file: Path, *, pixels: bool = True, tags: Sequence[str] | None 
         if read_file_meta_info(str(file)).get("TransferSyntaxUID") == _DEFLATED:
             raise UnreadableError("is deflated, which is not read; inflate it, for example with `dcmconv +te`")
         with _Bounded(file) as opened:
-            return pydicom.dcmread(
+            dataset = pydicom.dcmread(
                 opened, stop_before_pixels=not pixels, specific_tags=None if tags is None else list(tags)
             )
+            if whole and opened.ended_within:
+                raise UnreadableError("is not whole; fetch it again")
+            return dataset
     except UnreadableError:
         raise
     except Exception:
@@ -360,13 +368,24 @@ def _whole(dataset: Dataset, key: str) -> int | None:
 
 
 class _Bounded(io.BufferedReader):
-    """A file that never makes room for more bytes than it has, whatever length a damaged header asks for."""
+    """A file that never makes room for more bytes than it has, whatever length a damaged header asks for.
+
+    Attributes:
+        ended_within: whether what was asked for went on beyond the end. To find the end once is how reading ends.
+    """
 
     def __init__(self, file: Path) -> None:
         super().__init__(io.FileIO(file))
         self._size = os.fstat(self.fileno()).st_size
+        self._found_end = False
+        self.ended_within = False
 
     def read(self, size: int | None = -1, /) -> bytes:
+        asked = size
         if size is not None and size > io.DEFAULT_BUFFER_SIZE:
             size = max(min(size, self._size - self.tell()), 0)
-        return super().read(size)
+        content = super().read(size)
+        if asked is not None and len(content) < asked:
+            self.ended_within |= bool(content) or self._found_end or asked != _ELEMENT_HEADER
+            self._found_end = True
+        return content

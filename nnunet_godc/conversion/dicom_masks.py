@@ -77,9 +77,10 @@ def read_masks(path: Path, series: DicomSeries, notes: Notes) -> Masks:
         )
     with quiet():
         try:
-            dataset = read_dataset(found[0])
-            read = read_regions if sop_class_of(found[0]) == RTSTRUCT else read_segments
-            regions = read(dataset, series, notes)
+            if sop_class_of(found[0]) == RTSTRUCT:
+                regions = read_regions(read_dataset(found[0], whole=True), series, notes)
+            else:
+                regions = read_segments(read_dataset(found[0]), series, notes)
         except UnreadableError as problem:
             raise CaseError(f"the DICOM mask {problem}") from None
     named: dict[str, list[Callable[[], Mask]]] = defaultdict(list)

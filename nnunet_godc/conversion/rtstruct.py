@@ -55,6 +55,9 @@ def read_regions(dataset: FileDataset, series: DicomSeries, notes: Notes) -> lis
     except Exception:
         # Whatever it is, its text may quote the file.
         raise UnreadableError("cannot be read: it is damaged or no structure set") from None
+    if "ROIContourSequence" not in dataset:
+        # It may be empty, but has to be there: the file was cut off before it.
+        raise UnreadableError("has no contours; fetch it again")
     if not regions:
         raise CaseError("the structure set names no region; export it again")
     return [(name, partial(_drawn, items, series.grid, notes)) for name, items in regions]
