@@ -21,6 +21,7 @@ from nnunet_godc.conversion.dicom_codecs import decode
 from nnunet_godc.conversion.dicom_headers import (
     ImageHeader,
     Plane,
+    UnknownKindError,
     UnreadableError,
     files_below,
     has_preamble,
@@ -39,6 +40,7 @@ EVEN = 0.01  # what rounding in a header leaves of it
 LEAST_PADDING = -5000  # Hounsfield units; GE's padding becomes -3024, which LiTS has too
 
 _OTHER_MODALITIES = ("MR", "PT", "NM", "US", "CR", "DX", "MG", "XA", "RF", "SC", "OT")
+_UNKNOWN = "unknown"
 _SLICE_NAME = re.compile(r".*(\.dcm|\.dicom|\.ima|\.\d+)|[^.]*\d[^.]*", re.IGNORECASE)
 
 
@@ -103,7 +105,7 @@ def open_series(path: Path, notes: Notes, *, series: int | Literal["only", "larg
     Raises:
         CaseError: there is no such series, or it is no complete stack of parallel slices at even distances.
     """
-    candidates = _series_of(_images(path), notes)
+    candidates = _series_of(_images(path, notes), notes)
     slices = _chosen(candidates, series, notes)
     stack = _without_duplicates(_stacked(slices), notes)
     grid = _grid(stack, notes)
@@ -115,14 +117,17 @@ def open_series(path: Path, notes: Notes, *, series: int | Literal["only", "larg
     return DicomSeries(files, grid, tuple(slices))
 
 
-def _images(path: Path) -> list[ImageHeader]:
+def _images(path: Path, notes: Notes) -> list[ImageHeader]:
     """All planes of all images below `path`."""
     headers: list[ImageHeader] = []
+    unknown = 0
     files = list(files_below(path))
     for number, file in enumerate(files, start=1):
         if has_preamble(file):
             try:
                 headers += read_headers(file)
+            except UnknownKindError:
+                unknown += 1
             except UnreadableError as problem:
                 raise CaseError(f"DICOM file {number} of {len(files)} (in the order of names) {problem}") from None
         elif _seems_a_slice(file):
@@ -133,6 +138,8 @@ def _images(path: Path) -> list[ImageHeader]:
             )
     if not headers:
         raise CaseError("there is no DICOM image here")
+    if unknown:
+        notes.warnings.append(f"passed over {_count(unknown, 'DICOM file')} of unknown content")
     return headers
 
 
@@ -154,11 +161,13 @@ def _series_of(headers: list[ImageHeader], notes: Notes) -> list[list[ImageHeade
     others: Counter[str] = Counter()
     without_position = 0
     for group in groups.values():
-        kinds = {header.modality if header.modality in ("CT", *_OTHER_MODALITIES) else "" for header in group}
-        if len({header.modality for header in group}) > 1:
+        modalities = {header.modality for header in group}
+        if len(modalities) > 1:
             raise CaseError("the slices of one DICOM series name several modalities; the headers of some are damaged")
-        if not kinds & {"CT", ""} or (kinds == {""} and group[0].modality):
-            others[kinds.pop() or "unknown"] += len(group)
+        modality = modalities.pop()
+        if modality not in ("CT", ""):
+            # Only a name that is known is told: a damaged entry may hold anything.
+            others[modality if modality in _OTHER_MODALITIES else _UNKNOWN] += len(group)
             continue
         if all(header.plane is None for header in group):
             without_position += len(group)
@@ -170,6 +179,8 @@ def _series_of(headers: list[ImageHeader], notes: Notes) -> list[list[ImageHeade
         notes.warnings.append(f"left out {_count(len(localizers), 'localizer image')}")
     if without_position:
         notes.warnings.append(f"left out {_count(without_position, 'image')} without a position")
+    if others[_UNKNOWN]:
+        notes.warnings.append(f"passed over {_count(others[_UNKNOWN], 'image')} of unknown modality")
     if any(not group[0].modality for group in candidates):
         notes.warnings.append("the DICOM header names no modality; taken for CT")
     return candidates

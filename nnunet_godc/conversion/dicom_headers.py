@@ -68,6 +68,10 @@ class UnreadableError(Exception):
     """A DICOM file that is broken. Its text is one of ours, fit to be printed after "slice 7 "."""
 
 
+class UnknownKindError(Exception):
+    """A DICOM file that is no image as it stands, and does not say what else it is: private, or damaged."""
+
+
 @dataclass(frozen=True)
 class Plane:
     """Where an image lies, mm in the patient's LPS axes.
@@ -224,12 +228,13 @@ def read_headers(file: Path) -> list[ImageHeader]:
 
     Raises:
         UnreadableError: the file is broken, or holds an image that is not read.
+        UnknownKindError: it is not said what it holds.
     """
     with quiet():
         dataset = read_dataset(file, pixels=False, tags=[*_OF_FILE, *_OF_FRAMES])
         try:
             return _planes(file, dataset)
-        except UnreadableError:
+        except (UnreadableError, UnknownKindError):
             raise
         except Exception:
             raise UnreadableError("cannot be read: an entry of its header is damaged") from None
@@ -241,7 +246,10 @@ def _planes(file: Path, dataset: FileDataset) -> list[ImageHeader]:
     if sop_class in (*SEGMENTATION, RTSTRUCT) or text_of(dataset, "Modality") in ("SEG", "RTSTRUCT", "RTDOSE"):
         return []
     if dataset.get("Rows") is None or dataset.get("Columns") is None:
-        if UID(sop_class).name.endswith("Image Storage"):
+        name = UID(sop_class).name
+        if name == sop_class:  # nobody has registered it
+            raise UnknownKindError
+        if name.endswith("Image Storage"):
             raise UnreadableError("cannot be read: its header ends too early")
         return []
     _check_pixels(dataset, sop_class)
