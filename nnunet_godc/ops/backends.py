@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from nnunet_godc.ops import _reference
+from nnunet_godc.ops import _numba, _reference
 
 
 @dataclass(frozen=True)
@@ -23,24 +23,31 @@ class Backend:
         forward: with the signature of `_reference.forward`.
         backward: with the signature of `_reference.backward`.
         why_unusable: None where it can run on this machine, otherwise the reason in a sentence.
-        supports: whether it takes this input (device, dtype, dimensions).
+        supports: whether it takes this call; called with input, offset, weight and offset_groups.
     """
 
     name: str
     forward: Callable[..., Tensor]
     backward: Callable[..., tuple[Tensor, Tensor, Tensor, Tensor]]
     why_unusable: Callable[[], str | None]
-    supports: Callable[[Tensor], bool]
+    supports: Callable[[Tensor, Tensor, Tensor, int], bool]
 
 
 # Fastest first; the reference comes last and takes everything.
 BACKENDS = (
     Backend(
+        name="numba",
+        forward=_numba.forward,
+        backward=_numba.backward,
+        why_unusable=_numba.why_unusable,
+        supports=_numba.supports,
+    ),
+    Backend(
         name="reference",
         forward=_reference.forward,
         backward=_reference.backward,
         why_unusable=lambda: None,
-        supports=lambda input: True,
+        supports=lambda input, offset, weight, offset_groups: True,
     ),
 )
 
@@ -50,6 +57,10 @@ def available_backends() -> dict[str, str | None]:
     return {backend.name: backend.why_unusable() for backend in BACKENDS}
 
 
-def select(input: Tensor) -> Backend:
-    """The fastest usable backend for this input."""
-    return next(backend for backend in BACKENDS if backend.supports(input) and backend.why_unusable() is None)
+def select(input: Tensor, offset: Tensor, weight: Tensor, offset_groups: int) -> Backend:
+    """The fastest usable backend for this call."""
+    return next(
+        backend
+        for backend in BACKENDS
+        if backend.supports(input, offset, weight, offset_groups) and backend.why_unusable() is None
+    )

@@ -144,7 +144,7 @@ def _deform_conv(
     dilation: Sequence[int],
     offset_groups: int,
 ) -> Tensor:
-    backend = backends.select(input)
+    backend = backends.select(input, offset, weight, offset_groups)
     return backend.forward(input, offset, weight, bias, mask, list(padding), list(dilation), offset_groups)
 
 
@@ -164,7 +164,7 @@ def _deform_conv_backward(
     dilation: Sequence[int],
     offset_groups: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    backend = backends.select(input)
+    backend = backends.select(input, offset, weight, offset_groups)
     return backend.backward(grad_output, input, offset, weight, mask, list(padding), list(dilation), offset_groups)
 
 

@@ -1,0 +1,246 @@
+"""Deformable convolution on the CPU: samples gathered by compiled loops, multiplied by PyTorch, a chunk at a time.
+
+A chunk's samples ("columns") fit into the processor's cache, where the matrix product finds them; they never exist for
+the whole map. The loops run in threads of ours, as many as PyTorch uses; a forked process makes its own.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import tempfile
+import warnings
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache, partial
+from importlib import import_module
+from importlib.util import find_spec
+from itertools import pairwise
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from nnunet_godc.ops._geometry import Geometry
+
+CHUNK_BYTES = 4 * 2**20  # of columns: they stay in the cache between being gathered and being multiplied
+CHANNELS_PER_THREAD = 16  # of the scatter: a cache line, so that threads share none
+
+Array = NDArray[Any]
+
+
+@cache
+def why_unusable() -> str | None:
+    """None where numba is installed and compiles the loops, else the reason; a failure is warned about once."""
+    if find_spec("numba") is None:
+        return "numba is not installed; install it with: pip install numba"
+    try:
+        _kernels()
+        one = torch.ones(1, 1, 2, 2, 2)
+        offset = torch.zeros(1, 3, 2, 2, 2)
+        kernel = torch.ones(1, 1, 1, 1, 1)
+        backward(one, one, offset, kernel, None, [0, 0, 0], [1, 1, 1], 1)
+        forward(one, offset, kernel, None, None, [0, 0, 0], [1, 1, 1], 1)
+    except Exception as error:  # numba raises what LLVM, the file system or its own typing raise
+        reason = f"numba cannot compile here ({type(error).__name__}); reinstall numba and llvmlite"
+        warnings.warn(
+            f"nnunet-godc: {reason}; deformable convolutions take the slower reference", RuntimeWarning, stacklevel=2
+        )
+        return reason
+    return None
+
+
+def supports(input: Tensor, offset: Tensor, weight: Tensor, offset_groups: int) -> bool:
+    """Whether this call can be computed here: on the CPU, in single precision or less, two or three axes displaced."""
+    displaced = offset.shape[1] // (offset_groups * math.prod(weight.shape[2:]))
+    return input.device.type == "cpu" and input.dtype != torch.float64 and displaced in (2, 3) and input.numel() > 0
+
+
+def forward(
+    input: Tensor,
+    offset: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    mask: Tensor | None,
+    padding: list[int],
+    dilation: list[int],
+    offset_groups: int,
+) -> Tensor:
+    """Deformable convolution; arguments and result as in :func:`nnunet_godc.ops.deform_conv`."""
+    call = _Call(input, offset, weight, mask, padding, dilation, offset_groups)
+    output = torch.empty(call.geometry.batch, weight.shape[0], call.geometry.voxels_out)  # (B, out, L)
+    columns = call.new_columns()
+    for sample in range(call.geometry.batch):
+        for first, last in call.chunks():
+            call.by_voxels(_kernels().gather, sample, first, last, call.table[sample], (columns,))
+            for inputs, outputs, kernel in call.weight_groups():
+                products = kernel @ call.of_group(columns, last - first, inputs).t()  # (out / groups, l)
+                output[sample, outputs, first:last] = products
+    if bias is not None:
+        output += bias[:, None]
+    return output.view(call.geometry.batch, -1, *call.geometry.output_size).to(input.dtype)
+
+
+def backward(
+    grad_output: Tensor,
+    input: Tensor,
+    offset: Tensor,
+    weight: Tensor,
+    mask: Tensor | None,
+    padding: list[int],
+    dilation: list[int],
+    offset_groups: int,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Gradients by input, offset, weight and mask; see the reference's for the equations."""
+    call = _Call(input, offset, weight, mask, padding, dilation, offset_groups)
+    batch = call.geometry.batch
+    grad_output = grad_output.flatten(2)  # (B, out, L)
+    grad_table = np.zeros_like(call.table)  # (B, P, in)
+    grad_offset = np.empty_like(call.offset)
+    grad_mask = np.empty_like(call.mask)
+    grad_weight = torch.zeros(weight.shape[0], call.geometry.taps * weight.shape[1])  # (out, taps * in / groups)
+    columns, grad_columns = call.new_columns(), call.new_columns()
+    for sample in range(batch):
+        for first, last in call.chunks():
+            grad_rows = grad_output[sample, :, first:last].float()  # (out, l)
+            for inputs, outputs, kernel in call.weight_groups():
+                into = torch.from_numpy(grad_columns)[: last - first]
+                if call.groups == 1:
+                    torch.mm(grad_rows.t(), kernel, out=into.flatten(1))
+                else:
+                    into[:, :, inputs] = (grad_rows[outputs].t() @ kernel).unflatten(1, (call.geometry.taps, -1))
+            gradients = (grad_columns, columns, grad_offset[sample], grad_mask[sample])
+            call.by_voxels(_kernels().differentiate, sample, first, last, call.table[sample], gradients)
+            call.by_channels(_kernels().scatter, sample, first, last, grad_table[sample], (grad_columns,))
+            for inputs, outputs, _ in call.weight_groups():
+                grad_weight[outputs] += grad_rows[outputs] @ call.of_group(columns, last - first, inputs)
+    grad_input = torch.from_numpy(grad_table).transpose(1, 2).contiguous()
+    taps_last = grad_weight.view(weight.shape[0], call.geometry.taps, -1).transpose(1, 2).contiguous()
+    return (
+        grad_input.view(input.shape).to(input.dtype),
+        torch.from_numpy(grad_offset).view(offset.shape).to(offset.dtype),
+        taps_last.view(weight.shape).to(weight.dtype),
+        grad_output.new_empty(0) if mask is None else torch.from_numpy(grad_mask).view(mask.shape).to(mask.dtype),
+    )
+
+
+class _Call:
+    """The arguments of one call as the loops take them: float32 arrays, 2D as 3D of one slice."""
+
+    def __init__(
+        self,
+        input: Tensor,
+        offset: Tensor,
+        weight: Tensor,
+        mask: Tensor | None,
+        padding: list[int],
+        dilation: list[int],
+        offset_groups: int,
+    ) -> None:
+        self.geometry = geometry = Geometry.of(input, offset, weight, padding, dilation, offset_groups)
+        batch, taps = geometry.batch, geometry.taps
+        self.table: Array = input.detach().float().flatten(2).transpose(1, 2).contiguous().numpy()  # (B, P, in)
+        self.offset: Array = offset.detach().float().reshape(batch, -1, geometry.voxels_out).contiguous().numpy()
+        self.mask: Array = np.empty((batch, 0, 0), dtype=np.float32)
+        if mask is not None:
+            self.mask = mask.detach().float().reshape(batch, -1, geometry.voxels_out).contiguous().numpy()
+        self.weight = weight.detach().float().flatten(2).transpose(1, 2).flatten(1).contiguous()  # (out, taps * in)
+        self.groups = input.shape[1] // weight.shape[1]
+
+        places = np.stack(np.unravel_index(np.arange(taps), geometry.kernel), axis=1)
+        places = places * geometry.dilation - np.array(geometry.padding)
+        self._taps: Array = np.concatenate([np.zeros((taps, 3 - places.shape[1]), np.int64), places], axis=1)
+        self._size = np.array((1, *geometry.input_size)[-3:], dtype=np.int64)
+        self._output_size = np.array((1, *geometry.output_size)[-3:], dtype=np.int64)
+
+    @property
+    def _channels(self) -> int:
+        return int(self.table.shape[2])
+
+    def chunks(self) -> Iterator[tuple[int, int]]:
+        """Ranges of output voxels whose columns fit into the cache."""
+        for first in range(0, self.geometry.voxels_out, self._chunk):
+            yield first, min(first + self._chunk, self.geometry.voxels_out)
+
+    @property
+    def _chunk(self) -> int:
+        per_voxel = 4 * self.geometry.taps * self._channels
+        return min(self.geometry.voxels_out, max(64, CHUNK_BYTES // per_voxel))
+
+    def new_columns(self) -> Array:
+        """Room for a chunk's columns, (voxels, taps, in)."""
+        return np.empty((self._chunk, self.geometry.taps, self._channels), dtype=np.float32)
+
+    def of_group(self, columns: Array, voxels: int, inputs: slice) -> Tensor:
+        """A chunk's columns of one group of the convolution, (voxels, taps * in / groups)."""
+        return torch.from_numpy(columns)[:voxels, :, inputs].flatten(1)
+
+    def weight_groups(self) -> Iterator[tuple[slice, slice, Tensor]]:
+        """Input channels, output channels and kernel (out, taps * in) of each group of the convolution."""
+        channels_in, channels_out = self._channels // self.groups, len(self.weight) // self.groups
+        for group in range(self.groups):
+            outputs = slice(group * channels_out, (group + 1) * channels_out)
+            yield slice(group * channels_in, (group + 1) * channels_in), outputs, self.weight[outputs]
+
+    def by_voxels(
+        self, loop: Callable[..., None], sample: int, first: int, last: int, table: Array, arrays: tuple[Array, ...]
+    ) -> None:
+        """Run a loop over the voxels of a chunk, a part of them in every thread."""
+        run = partial(loop, *self._arguments(sample, table), first)
+        parts = _parts(first, last, torch.get_num_threads())
+        _in_threads([partial(run, start, stop, *arrays) for start, stop in parts])
+
+    def by_channels(
+        self, loop: Callable[..., None], sample: int, first: int, last: int, table: Array, arrays: tuple[Array, ...]
+    ) -> None:
+        """Run a loop over a chunk, a part of the channels in every thread."""
+        run = partial(loop, *self._arguments(sample, table), first, first, last)
+        parts = _parts(0, self._channels, min(torch.get_num_threads(), self._channels // CHANNELS_PER_THREAD))
+        _in_threads([partial(run, begin, end, *arrays) for begin, end in parts])
+
+    def _arguments(self, sample: int, table: Array) -> tuple[Any, ...]:
+        return (
+            table,
+            self.offset[sample],
+            self.mask[sample],
+            self._taps,
+            self._size,
+            self._output_size,
+            self.geometry.offset_groups,
+        )
+
+
+def _parts(first: int, last: int, count: int) -> list[tuple[int, int]]:
+    bounds = np.linspace(first, last, max(1, count) + 1).astype(int).tolist()
+    return [(start, stop) for start, stop in pairwise(bounds) if stop > start]
+
+
+def _in_threads(tasks: list[partial[None]]) -> None:
+    first, *others = tasks
+    waiting = [_pool(os.getpid(), torch.get_num_threads()).submit(task) for task in others]
+    first()
+    for future in waiting:
+        future.result()
+
+
+@cache
+def _pool(process: int, threads: int) -> ThreadPoolExecutor:
+    # The threads of another process do not come along when it forks; hence a pool per process.
+    return ThreadPoolExecutor(threads, thread_name_prefix="deform_conv")
+
+
+@cache
+def _kernels() -> ModuleType:
+    """The compiled loops, from numba's cache on disk if this processor has met them before."""
+    from numba import config
+
+    name = "nnunet_godc.ops._numba_kernels"
+    try:
+        return import_module(name)
+    except RuntimeError:
+        # Neither the package's folder nor the user's cache can be written: compile once per process.
+        config.CACHE_DIR = tempfile.mkdtemp(prefix="nnunet_godc_numba_")  # type: ignore[attr-defined]
+        return import_module(name)
