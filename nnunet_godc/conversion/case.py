@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nnunet_godc.conversion.files import visible_files
-from nnunet_godc.conversion.formats import VOLUME_ENDINGS, VolumeFile, ending_of, open_volume
+from nnunet_godc.conversion.formats import VOLUME_ENDINGS, VolumeFile, ending_of, files_of, open_volume
 from nnunet_godc.conversion.grid import Grid, Triple, Volume
 from nnunet_godc.conversion.labels import LabelArray, LabelRules, count_values, read_label, united
 from nnunet_godc.conversion.nifti import NiftiFile, geometry_of_header, nifti_header, with_geometry_of, write_nifti
@@ -112,7 +112,7 @@ class _Source:
         if self.series is not None:
             return self.series.files
         assert self.file is not None
-        return (self.file.path,)
+        return tuple(_all_files(self.file.path))
 
     def read(self) -> NDArray[Any]:
         if self.series is not None:
@@ -447,7 +447,7 @@ def _label_paths(label: Path | None) -> tuple[Path, ...]:
 
 
 def _all_files(path: Path) -> list[Path]:
-    return visible_files(path) if path.is_dir() else [path]
+    return visible_files(path) if path.is_dir() else files_of(path)
 
 
 def _files_record(paths: tuple[Path, ...], hashes: Mapping[Path, str], root: Path | None) -> list[dict[str, str]]:

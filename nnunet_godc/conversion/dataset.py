@@ -31,12 +31,12 @@ from nnunet_godc.conversion.case import (
 )
 from nnunet_godc.conversion.collection import Collection, Found, dataset_labels, names_of
 from nnunet_godc.conversion.problems import CaseError, UnknownGeometryError
+from nnunet_godc.conversion.splits import Folds
 from nnunet_godc.errors import UserError
 
 PARTS = ("imagesTr", "labelsTr", "imagesTs", "labelsTs")
 RECORD = "conversion.json"
 SPLITS = "splits_final.json"
-Folds = list[dict[str, list[str]]]
 
 
 @dataclass(frozen=True)
@@ -164,7 +164,7 @@ def read_record(folder: Path) -> dict[str, Any]:
         record = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(f"{folder} has no {RECORD}: it was not written by nnunet-godc convert") from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path} cannot be read or is damaged; convert the collection again") from error
     if (
         not isinstance(record, dict)
@@ -493,7 +493,7 @@ def _cannot_write(target: Path, error: OSError | TargetError) -> str:
 
 def source_bytes(source: CaseSource) -> int:
     """Size of everything that a case is made from; 0 where that cannot be told."""
-    with contextlib.suppress(OSError):
+    with contextlib.suppress(CaseError, OSError):
         return sum(path.stat().st_size for path in source_paths(source))
     return 0
 

@@ -21,12 +21,13 @@ from isal import igzip, igzip_lib, isal_zlib
 from nibabel.spatialimages import HeaderDataError
 from numpy.typing import NDArray
 
-from nnunet_godc.conversion.grid import IDENTITY, Grid, Triple, grid_from_affine
+from nnunet_godc.conversion.grid import Grid, Triple, grid_from_affine
 from nnunet_godc.conversion.problems import CaseError, Notes, UnknownGeometryError
 
 # What DEFLATE can shrink at most (a run of zeros): a header that claims more than this is broken.
 MOST_COMPRESSED = 1032
 SLAB_BYTES = 8 * 2**20  # large enough for full speed, small beside any volume
+PADDING = 15  # bytes that may follow the voxels: some programs fill up to a multiple of 16
 COMPRESSION_LEVELS = range(4)  # of ISA-L
 DEFAULT_COMPRESSION = 1
 
@@ -170,8 +171,10 @@ class NiftiFile:
                     _read_into(stream, slab.data.cast("B"))
                     yield slice(start, stop), slab.reshape((*self.shape[:2], stop - start), order="F")
                 # The end of a gzip file carries a checksum; it is compared when the end is read.
-                while stream.read(SLAB_BYTES):
-                    pass
+                left = 0
+                while count := len(stream.read(SLAB_BYTES)):
+                    left += count
+                _check_rest(left)
         except READ_ERRORS as error:
             raise CaseError("the file is damaged: it ends early or does not decompress; fetch it again") from error
 
@@ -186,6 +189,7 @@ class NiftiFile:
         slope, intercept = self.slope_and_intercept
         if (slope, intercept) == (1.0, 0.0):
             if not self.compressed:
+                _check_rest(self.path.stat().st_size - self._offset - math.prod(self.shape) * self.dtype.itemsize)
                 return np.memmap(self.path, self.dtype, "r", self._offset, self.shape, order="F")
             return self._filled(self.dtype.newbyteorder("="))
         limits = np.iinfo(self.dtype) if self.dtype.kind in "iu" else None
@@ -229,6 +233,8 @@ def open_nifti(path: Path) -> NiftiFile:
     shape = _three_dimensions(header)
     dtype = _number_type(header)
     opened = NiftiFile(path, header, header_bytes, shape, dtype, compressed)
+    if opened._offset < len(header_bytes) + 4:
+        raise CaseError("the NIfTI header is damaged: it says that the voxels lie in it; fetch the file again")
     needed = opened._offset + math.prod(shape) * dtype.itemsize
     size = path.stat().st_size
     if needed > (size * MOST_COMPRESSED if compressed else size):
@@ -236,6 +242,12 @@ def open_nifti(path: Path) -> NiftiFile:
             f"the file is damaged: its header asks for {needed} bytes, more than it can hold; fetch it again"
         )
     return opened
+
+
+def _check_rest(count: int) -> None:
+    """Raises CaseError for bytes after the voxels: the header may have lost some slices."""
+    if count > PADDING:
+        raise CaseError("the file is damaged: it holds more voxels than its header asks for; fetch it again")
 
 
 def smallest_integers(values: NDArray[np.int32]) -> NDArray[Any]:
@@ -270,6 +282,10 @@ def _number_type(header: Any) -> np.dtype[Any]:
         dtype: np.dtype[Any] = header.get_data_dtype()
     except (HeaderDataError, KeyError, ValueError) as error:
         raise CaseError("the NIfTI header names no known type of voxels; fetch the file again") from error
+    if int(header["bitpix"]) not in (0, 8 * dtype.itemsize):
+        raise CaseError(
+            "the NIfTI header is damaged: its type of voxels and their number of bits disagree; fetch it again"
+        )
     if dtype.kind not in "iuf" or dtype.itemsize > 8:
         raise CaseError(
             "the file's voxels are colours, complex or extended numbers; a CT volume of plain numbers is needed"
@@ -280,11 +296,6 @@ def _number_type(header: Any) -> np.dtype[Any]:
 def _is_unfilled(affine: NDArray[np.float64]) -> bool:
     """Whether an affine is what a program writes that knows nothing: the identity, perhaps with flipped axes."""
     return bool(np.array_equal(np.abs(affine), np.eye(4)))
-
-
-def is_unfilled_grid(grid: Grid) -> bool:
-    """Whether a grid is what readers fall back on for a header without geometry."""
-    return grid.spacing == (1.0, 1.0, 1.0) and grid.origin == (0.0, 0.0, 0.0) and grid.direction == IDENTITY
 
 
 def _read_into(stream: IO[bytes], buffer: memoryview) -> None:

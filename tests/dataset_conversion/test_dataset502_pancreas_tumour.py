@@ -44,6 +44,11 @@ def make_case(seed: int, **options) -> Scan:
     return scan.with_label(scan.label.voxels == 2)
 
 
+def oblique(scan: Scan) -> Scan:
+    grid = scan.grid
+    return scan.on(make_grid(grid.shape, spacing=grid.spacing, origin=grid.origin, direction=rotation(8, -5, 11)))
+
+
 def write_pair(root: Path, name: str, scan: Scan, ending: str = ".nii.gz") -> None:
     write_itk(root / "images" / f"{name}{ending}", scan.image)
     write_itk(root / "masks" / f"{name}{ending}", scan.label)
@@ -71,7 +76,7 @@ def assert_is(result, case: str, scan: Scan) -> None:
 
 @pytest.mark.parametrize("ending", [".nii.gz", ".nii", ".nrrd", ".mha", ".mhd", ".nhdr"])
 def test_every_volume_format_is_read(source: Path, convert, ending: str):
-    scan = make_case(1)
+    scan = oblique(make_case(1))
     write_pair(source, "Anna Schmidt", scan.turned("RAI"), ending)
     result = convert("pancreas", source, *ALL_TRAIN)
     assert result.status == 0, result.err
@@ -79,6 +84,23 @@ def test_every_volume_format_is_read(source: Path, convert, ending: str):
     assert list(result.cases) == ["PANC_0001"]
     assert_is(result, "PANC_0001", scan)
     assert result.json("dataset.json")["labels"] == {"background": 0, "tumour": 1}
+
+
+@pytest.mark.parametrize("ending", [".mhd", ".nhdr"])
+def test_a_changed_file_of_voxels_is_noticed_though_its_header_is_the_same(source: Path, convert, ending: str):
+    first, second = make_case(1), make_case(1)
+    second.image.voxels[5, 5, 5] += 1
+    write_pair(source, "a", first, ending)
+    assert convert("pancreas", source, *ALL_TRAIN).status == 0
+    header = (source / "images" / f"a{ending}").read_bytes()
+    write_pair(source, "a", second, ending)
+    assert (source / "images" / f"a{ending}").read_bytes().replace(b"\r", b"")[:100] == header[:100]
+    refused = convert("pancreas", source, *ALL_TRAIN)
+    assert refused.status == 1
+    assert "changed since the dataset was converted" in refused.err
+    result = convert("pancreas", source, *ALL_TRAIN, "--overwrite")
+    assert result.status == 0, result.err
+    assert_is(result, "PANC_0001", second)
 
 
 def test_formats_may_differ_between_cases_and_between_image_and_mask(source: Path, convert):
@@ -210,11 +232,6 @@ def test_a_dicom_series_anywhere_below_the_cases_folder_is_found(source: Path, c
     result = convert("pancreas", source, *ALL_TRAIN)
     assert result.status == 0, result.err
     assert_is(result, "PANC_0001", scan)
-
-
-def oblique(scan: Scan) -> Scan:
-    grid = scan.grid
-    return scan.on(make_grid(grid.shape, spacing=grid.spacing, origin=grid.origin, direction=rotation(8, -5, 11)))
 
 
 def test_dicom_segmentation_with_overlapping_segments_on_an_oblique_series(source: Path, convert):
