@@ -7,7 +7,7 @@ from nnunet_godc.training import GODCMixin, LFAMMixin, ScheduleMixin
 
 
 class nnUNetTrainerGODCLFAMDemo(ScheduleMixin, GODCMixin, LFAMMixin, nnUNetTrainerNoMirroring):
-    """GODC and cross-entropy, with LFAM on every skip connection but the finest; 200 steps.
+    """GODC and cross-entropy, with LFAM on every skip connection but the finest; 250 steps.
 
     What differs from `nnUNetTrainerGODCLFAM` serves speed alone, and is not meant for real data. LFAM leaves out the
     full resolution, where it would take three quarters of a step on the CPU. Nothing is mirrored: all phantoms are
@@ -16,7 +16,7 @@ class nnUNetTrainerGODCLFAMDemo(ScheduleMixin, GODCMixin, LFAMMixin, nnUNetTrain
     """
 
     lfam = LFAMConfig(first_level=1)
-    epochs = 8
+    epochs = 10
     iterations_per_epoch = 25
     validation_iterations_per_epoch = 4
 
