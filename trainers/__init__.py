@@ -19,6 +19,7 @@ from nnunet_godc.trainers.godc import (  # noqa: E402
 from nnunet_godc.trainers.godc_lfam import (  # noqa: E402
     nnUNetTrainerGODCLFAM,
     nnUNetTrainerGODCLFAMGuided,
+    nnUNetTrainerGODCLFAMLite,
     nnUNetTrainerGODCLFAMPaper,
     nnUNetTrainerGODCLFAMShared,
 )
@@ -30,6 +31,7 @@ __all__ = [
     "nnUNetTrainerGODCLFAM",
     "nnUNetTrainerGODCLFAMDemo",
     "nnUNetTrainerGODCLFAMGuided",
+    "nnUNetTrainerGODCLFAMLite",
     "nnUNetTrainerGODCLFAMPaper",
     "nnUNetTrainerGODCLFAMShared",
     "nnUNetTrainerGODCOnly",

@@ -22,5 +22,11 @@ class nnUNetTrainerGODCLFAMGuided(GODCMixin, LFAMMixin, nnUNetTrainer):
     lfam = LFAMConfig(guided=True)
 
 
+class nnUNetTrainerGODCLFAMLite(GODCMixin, LFAMMixin, nnUNetTrainer):
+    """GODC and cross-entropy, with a cheap LFAM: from the second skip on, on a quarter of the channels."""
+
+    lfam = LFAMConfig(first_level=1, reduction=4)
+
+
 class nnUNetTrainerGODCLFAMPaper(GODCOnlyMixin, LFAMMixin, PaperRecipeMixin, nnUNetTrainer):
     """GODC alone with LFAM, trained by the paper's recipe: Adam, batches of two, its augmentation."""

@@ -10,8 +10,9 @@ import torch
 from dynamic_network_architectures.building_blocks.helper import convert_conv_op_to_dim, maybe_convert_scalar_to_list
 from dynamic_network_architectures.building_blocks.unet_decoder import UNetDecoder
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
-from nnunet_godc.alignment.lfam import LateralFeatureAlignment, LFAMConfig, SharedFeatureAlignment
+from nnunet_godc.alignment.lfam import LateralFeatureAlignment, LFAMConfig, ProjectedFeatureAlignment
 
 
 class SkipAlignment(nn.Module):
@@ -26,31 +27,39 @@ class SkipAlignment(nn.Module):
     def __init__(self, channels: Sequence[int], kernel_sizes: Sequence[Sequence[int]], config: LFAMConfig) -> None:
         super().__init__()
         self.config = config
-        self.kernels = {str(level): "x".join(map(str, kernel)) for level, kernel in enumerate(kernel_sizes)}
+        first = config.first_level + (config.finest == "off")
+        self.kernels = {str(level): tuple(kernel) for level, kernel in enumerate(kernel_sizes)}
+        if config.finest == "in-plane":
+            self.kernels[str(first)] = (*(1,) * (len(kernel_sizes[first]) - 2), *kernel_sizes[first][-2:])
         self.levels = nn.ModuleDict()
-        self.shared = nn.ModuleDict()  # by kernel size
-        aligned = range(config.first_level, len(channels))
-        shared_channels = min(channels[level] for level in aligned)
-        for level in aligned:
+        self.inner = nn.ModuleDict()  # by kernel size where levels share, by level where they have fewer channels
+        self.inner_of: dict[str, str] = {}
+        narrowest = min(channels[first:])
+        for level in range(first, len(channels)):
+            key, kernel = str(level), self.kernels[str(level)]
             guide = channels[level] if config.guided else 0
-            kernel = kernel_sizes[level]
-            if not config.shared:
-                module: nn.Module = LateralFeatureAlignment(channels[level], kernel, guide, config.modulation)
-            else:
-                module = SharedFeatureAlignment(channels[level], shared_channels, len(kernel), guide)
-                if self.kernels[str(level)] not in self.shared:
-                    self.shared[self.kernels[str(level)]] = LateralFeatureAlignment(
-                        shared_channels, kernel, shared_channels if config.guided else 0, config.modulation
-                    )
-            self.levels[str(level)] = module
+            if not (config.shared or config.reduction > 1):
+                self.levels[key] = _alignment(channels[level], kernel, guide, config)
+                continue
+            inner_channels = max(1, (narrowest if config.shared else channels[level]) // config.reduction)
+            self.levels[key] = ProjectedFeatureAlignment(channels[level], inner_channels, len(kernel), guide)
+            name = "x".join(map(str, kernel)) if config.shared else key
+            self.inner_of[key] = name
+            if name not in self.inner:
+                inner_guide = inner_channels if config.guided else 0
+                self.inner[name] = _alignment(inner_channels, kernel, inner_guide, config)
 
     def align(self, level: int, skip: Tensor, guide: Tensor | None = None) -> Tensor:
         """The aligned skip features of one level; as they are, where the level is left out."""
         key = str(level)
         if key not in self.levels:
             return skip
-        common = (self.shared[self.kernels[key]],) if self.config.shared else ()
-        aligned: Tensor = self.levels[key](skip, *common, guide=guide)
+        inner = (self.inner[self.inner_of[key]],) if key in self.inner_of else ()
+        aligned: Tensor
+        if self.config.checkpoint and torch.is_grad_enabled():
+            aligned = checkpoint(self.levels[key], skip, *inner, guide=guide, use_reentrant=False)
+        else:
+            aligned = self.levels[key](skip, *inner, guide=guide)
         return aligned
 
     def feature_map_size(self, level_sizes: Sequence[Sequence[int]]) -> np.int64:
@@ -61,7 +70,7 @@ class SkipAlignment(nn.Module):
         """
         total = np.int64(0)
         for key, module in self.levels.items():
-            modules = [module, self.shared[self.kernels[key]]] if self.config.shared else [module]
+            modules = [module, self.inner[self.inner_of[key]]] if key in self.inner_of else [module]
             maps = sum(module.feature_map_channels() for module in modules)  # type: ignore[operator]
             total += np.prod([maps, *level_sizes[int(key)]], dtype=np.int64)
         return total
@@ -70,7 +79,13 @@ class SkipAlignment(nn.Module):
         """Parameters of the offset predictors."""
         for module in self.modules():
             if isinstance(module, LateralFeatureAlignment):
-                yield from module.offset.parameters()
+                yield from module.offset_parameters()
+
+
+def _alignment(channels: int, kernel: Sequence[int], guide: int, config: LFAMConfig) -> LateralFeatureAlignment:
+    return LateralFeatureAlignment(
+        channels, kernel, guide, config.modulation, separable=config.separable, max_offset=config.max_offset
+    )
 
 
 class AlignedUNetDecoder(UNetDecoder):
@@ -130,7 +145,7 @@ def align_skips(network: nn.Module, config: LFAMConfig | None = None) -> nn.Modu
 
     Raises:
         TypeError: if the network has no such encoder and decoder.
-        ValueError: if its skips are aligned already, a kernel size is even, or `first_level` leaves no skip.
+        ValueError: if its skips are aligned already, a kernel size is even, or the options leave no skip.
     """
     config = config if config is not None else LFAMConfig()
     encoder: Any = getattr(network, "encoder", None)
@@ -144,9 +159,11 @@ def align_skips(network: nn.Module, config: LFAMConfig | None = None) -> nn.Modu
             f"plans whose network is PlainConvUNet or ResidualEncoderUNet."
         )
     levels = len(encoder.output_channels) - 1  # the bottleneck is no skip
-    if config.first_level >= levels:
+    if config.first_level + (config.finest == "off") >= levels:
+        without = " and finest is 'off'" if config.finest == "off" else ""
         raise ValueError(
-            f"LFAM: first_level is {config.first_level}, and this network has skips at levels 0 to {levels - 1} only."
+            f"LFAM: first_level is {config.first_level}{without}, and this network has skips at levels 0 to "
+            f"{levels - 1} only."
         )
     if convert_conv_op_to_dim(encoder.conv_op) not in (2, 3):
         raise TypeError(f"LFAM: {encoder.conv_op.__name__} networks cannot be aligned; use a 2D or 3D configuration.")
@@ -158,6 +175,6 @@ def align_skips(network: nn.Module, config: LFAMConfig | None = None) -> nn.Modu
     decoder.__class__ = AlignedUNetDecoder
     decoder.alignment = alignment.to(like.device, like.dtype)
     if config.guided:
-        for level in range(config.first_level, levels):
+        for level in map(int, alignment.levels):
             decoder.stages[levels - 1 - level].register_forward_pre_hook(_GuidedStage(alignment, level))
     return network

@@ -11,13 +11,16 @@ therefore computes, bit for bit in float32, what it computed before.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
 from nnunet_godc.ops import deform_conv
+
+Finest = Literal["full", "in-plane", "off"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,6 +37,16 @@ class LFAMConfig:
         offset_lr_factor: learning rate of the offset predictors as a multiple of the network's.
         first_level: the finest level that is aligned; 0 is the full resolution, as in the paper.
 
+    What follows makes LFAM cheaper, beyond the paper:
+        finest: what becomes of the finest of these levels, which costs more than all others together: ``"full"``,
+            ``"in-plane"`` (a [1, 3, 3] kernel instead of [3, 3, 3], two offsets per tap; the same as full in 2D), or
+            ``"off"``.
+        reduction: each level works between 1x1 projections to C / reduction channels and back, on a residual; 1 for
+            none.
+        separable: offsets from a depthwise convolution and a 1x1 one instead of a full convolution.
+        max_offset: offsets are bounded to so many voxels, by max_offset * tanh(offset / max_offset); None for no bound.
+        checkpoint: compute each LFAM again in the backward pass instead of keeping what it needs for it.
+
     Raises:
         ValueError: if a value is out of range.
     """
@@ -43,6 +56,11 @@ class LFAMConfig:
     modulation: bool = False
     offset_lr_factor: float = 1.0
     first_level: int = 0
+    finest: Finest = "full"
+    reduction: int = 1
+    separable: bool = False
+    max_offset: float | None = None
+    checkpoint: bool = False
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.offset_lr_factor) and self.offset_lr_factor >= 0):
@@ -51,6 +69,12 @@ class LFAMConfig:
             )
         if self.first_level < 0:
             raise ValueError(f"LFAM: first_level is {self.first_level}; use 0 (full resolution) or a coarser level.")
+        if self.finest not in get_args(Finest):
+            raise ValueError(f"LFAM: finest is {self.finest!r}; use 'full', 'in-plane' or 'off'.")
+        if self.reduction < 1:
+            raise ValueError(f"LFAM: reduction is {self.reduction}; use 1 (none) or a larger whole number.")
+        if self.max_offset is not None and not (math.isfinite(self.max_offset) and self.max_offset > 0):
+            raise ValueError(f"LFAM: max_offset is {self.max_offset}; use a number of voxels above 0, or None.")
 
 
 class LateralFeatureAlignment(nn.Module):
@@ -60,7 +84,7 @@ class LateralFeatureAlignment(nn.Module):
         channels: of the skip features, in and out.
         kernel_size: odd, one number per axis, (z, y, x) in 3D. With 1 in z the offsets are in-plane only, two per tap.
         guide_channels: channels of the decoder features that the offsets also follow from; 0 for none.
-        modulation: as in `LFAMConfig`.
+        modulation, separable, max_offset: as in `LFAMConfig`.
 
     Shape:
         - skip: (B, channels, H, W) or (B, channels, D, H, W).
@@ -72,7 +96,14 @@ class LateralFeatureAlignment(nn.Module):
     """
 
     def __init__(
-        self, channels: int, kernel_size: Sequence[int], guide_channels: int = 0, modulation: bool = False
+        self,
+        channels: int,
+        kernel_size: Sequence[int],
+        guide_channels: int = 0,
+        modulation: bool = False,
+        *,
+        separable: bool = False,
+        max_offset: float | None = None,
     ) -> None:
         super().__init__()
         kernel = tuple(kernel_size)
@@ -83,10 +114,14 @@ class LateralFeatureAlignment(nn.Module):
         self.taps = math.prod(kernel)
         self.offset_channels = self.taps * (len(kernel) - in_plane)
 
-        predictor = nn.Conv3d if len(kernel) == 3 else nn.Conv2d
+        self.max_offset = max_offset
+
+        convolution: Any = nn.Conv3d if len(kernel) == 3 else nn.Conv2d
+        seen = channels + guide_channels
         predicted = self.offset_channels + (self.taps if modulation else 0)
         # offsets first, then one value per tap for the modulation
-        self.offset = predictor(channels + guide_channels, predicted, kernel, padding=self.padding)  # type: ignore[arg-type]
+        self.depthwise = convolution(seen, seen, kernel, padding=self.padding, groups=seen) if separable else None
+        self.offset = convolution(seen, predicted, 1 if separable else kernel, padding=0 if separable else self.padding)
         self.weight = nn.Parameter(torch.empty(channels, channels, *kernel))
         self.bias = nn.Parameter(torch.empty(channels))
         self.reset_parameters()
@@ -100,50 +135,59 @@ class LateralFeatureAlignment(nn.Module):
         nn.init.zeros_(self.bias)
 
     def forward(self, skip: Tensor, guide: Tensor | None = None) -> Tensor:
-        predicted = self.offset(skip if guide is None else torch.cat((skip, guide), dim=1))
+        seen = skip if guide is None else torch.cat((skip, guide), dim=1)
+        predicted = self.offset(seen if self.depthwise is None else self.depthwise(seen))
         mask = None
         if predicted.shape[1] > self.offset_channels:
             predicted, modulation = predicted.split((self.offset_channels, self.taps), dim=1)
             mask = 2 * torch.sigmoid(modulation)
+        if self.max_offset is not None:
+            predicted = self.max_offset * torch.tanh(predicted / self.max_offset)
         return deform_conv(skip, predicted, self.weight, self.bias, padding=self.padding, mask=mask)
 
     def feature_map_channels(self) -> int:
         """Channels of all feature maps that this module computes."""
-        return self.offset.out_channels + len(self.weight)
+        depthwise = 0 if self.depthwise is None else self.depthwise.out_channels
+        return int(depthwise + self.offset.out_channels + len(self.weight))
+
+    def offset_parameters(self) -> Iterator[nn.Parameter]:
+        """Parameters of the offset predictor."""
+        yield from self.offset.parameters()
+        if self.depthwise is not None:
+            yield from self.depthwise.parameters()
 
 
-class SharedFeatureAlignment(nn.Module):
-    """LFAM for one skip connection with a deformable convolution that other levels share.
+class ProjectedFeatureAlignment(nn.Module):
+    """LFAM for one skip connection on a residual between 1x1 projections: y = x + back(lfam(to(x))).
 
-    The levels differ in channels, so the shared module works between a 1x1 projection to its channels and one back:
-    y = x + back(shared(to(x))). `back` starts at zero, and so y = x.
+    So levels that differ in channels can share one LFAM, and a level can have an LFAM of fewer channels than its own.
+    `back` starts at zero, and so y = x.
 
     Args:
         channels: of the skip features.
-        shared: the module that the levels have in common. It belongs to the parent, not to this module, so that its
-            weights stand once in the state dict.
-        shared_channels: channels of `shared`.
+        inner_channels: of the LFAM between the projections. It is given to `forward` and belongs to the parent, not to
+            this module, so that the weights of a shared one stand once in the state dict.
         dimensions: 2 or 3.
         guide_channels: channels of the decoder features at this level, projected like the skip; 0 for none.
     """
 
-    def __init__(self, channels: int, shared_channels: int, dimensions: int, guide_channels: int = 0) -> None:
+    def __init__(self, channels: int, inner_channels: int, dimensions: int, guide_channels: int = 0) -> None:
         super().__init__()
         convolution = nn.Conv3d if dimensions == 3 else nn.Conv2d
-        self.to_shared = convolution(channels, shared_channels, 1)
-        self.guide_to_shared = convolution(guide_channels, shared_channels, 1) if guide_channels else None
-        self.from_shared = convolution(shared_channels, channels, 1)
-        nn.init.zeros_(self.from_shared.weight)
-        if self.from_shared.bias is not None:
-            nn.init.zeros_(self.from_shared.bias)
+        self.to_inner = convolution(channels, inner_channels, 1)
+        self.guide_to_inner = convolution(guide_channels, inner_channels, 1) if guide_channels else None
+        self.from_inner = convolution(inner_channels, channels, 1)
+        nn.init.zeros_(self.from_inner.weight)
+        if self.from_inner.bias is not None:
+            nn.init.zeros_(self.from_inner.bias)
 
-    def forward(self, skip: Tensor, shared: LateralFeatureAlignment, guide: Tensor | None = None) -> Tensor:
-        if guide is not None and self.guide_to_shared is not None:
-            guide = self.guide_to_shared(guide)
-        aligned: Tensor = self.from_shared(shared(self.to_shared(skip), guide))
+    def forward(self, skip: Tensor, inner: LateralFeatureAlignment, guide: Tensor | None = None) -> Tensor:
+        if guide is not None and self.guide_to_inner is not None:
+            guide = self.guide_to_inner(guide)
+        aligned: Tensor = self.from_inner(inner(self.to_inner(skip), guide))
         return skip + aligned
 
     def feature_map_channels(self) -> int:
-        """Channels of the feature maps that this module computes, without those of the shared one."""
-        guide = 0 if self.guide_to_shared is None else self.guide_to_shared.out_channels
-        return self.to_shared.out_channels + guide + self.from_shared.out_channels
+        """Channels of the feature maps that this module computes, without those of the inner LFAM."""
+        guide = 0 if self.guide_to_inner is None else self.guide_to_inner.out_channels
+        return self.to_inner.out_channels + guide + self.from_inner.out_channels

@@ -42,7 +42,7 @@ class LFAMMixin(CheckedCheckpointMixin):
         decoder: AlignedUNetDecoder = bare_network(self.network).decoder  # type: ignore[assignment]
         channels, kernels = decoder.encoder.output_channels, decoder.alignment.kernels
         levels = [
-            f"level {level} ({channels[int(level)]} channels, taps {kernels[level]})"
+            f"level {level} ({channels[int(level)]} channels, taps {'x'.join(map(str, kernels[level]))})"
             for level in decoder.alignment.levels
         ]
         parameters = sum(parameter.numel() for parameter in decoder.alignment.parameters())

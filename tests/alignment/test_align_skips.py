@@ -22,6 +22,22 @@ VARIANTS = {
     "modulated": LFAMConfig(modulation=True),
     "coarse levels": LFAMConfig(first_level=1),
     "all options": LFAMConfig(shared=True, guided=True, modulation=True),
+    "reduced": LFAMConfig(reduction=4),
+    "finest in-plane": LFAMConfig(finest="in-plane"),
+    "finest off": LFAMConfig(finest="off"),
+    "separable": LFAMConfig(separable=True),
+    "bounded": LFAMConfig(max_offset=2.0),
+    "checkpointed": LFAMConfig(checkpoint=True),
+    "lean": LFAMConfig(
+        shared=True,
+        guided=True,
+        modulation=True,
+        finest="in-plane",
+        reduction=2,
+        separable=True,
+        max_offset=1.5,
+        checkpoint=True,
+    ),
 }
 every_variant = pytest.mark.parametrize("config", VARIANTS.values(), ids=VARIANTS.keys())
 
@@ -84,7 +100,7 @@ def test_a_pickled_network_computes_the_same(unet_3d: Callable[..., nn.Module], 
     assert torch.load(buffer, weights_only=False)(patch)[0].equal(network(patch)[0])
 
 
-@pytest.mark.parametrize("config", [LFAMConfig(), LFAMConfig(shared=True, guided=True)], ids=["default", "all"])
+@pytest.mark.parametrize("config", [VARIANTS["default"], VARIANTS["lean"]], ids=["default", "lean"])
 def test_compiles_as_one_graph(make: Callable[..., nn.Module], config: LFAMConfig) -> None:
     torch._dynamo.reset()
     network = perturb(align_skips(make(), config))
@@ -146,11 +162,74 @@ def test_the_first_level_leaves_finer_ones_as_they_are(unet_3d: Callable[..., nn
 
 def test_shared_levels_of_one_kernel_use_the_same_weights(unet_3d: Callable[..., nn.Module]) -> None:
     network = align_skips(unet_3d(n_stages=4, features_per_stage=[4, 8, 16, 16], **deeper()), LFAMConfig(shared=True))
-    shared = network.decoder.alignment.shared
+    shared = network.decoder.alignment.inner
     assert set(shared) == {"1x3x3", "3x3x3"}
     assert all(module.weight.shape[:2] == (4, 4) for module in shared.values())
     names = [name for name in network.state_dict() if ".alignment." in name]
     assert sum(name.endswith("offset.weight") for name in names) == 2
+
+
+def test_a_reduced_level_works_on_a_share_of_its_channels(unet_3d: Callable[..., nn.Module]) -> None:
+    alignment = align_skips(unet_3d(), LFAMConfig(reduction=4)).decoder.alignment
+    assert {name: tuple(module.weight.shape[:2]) for name, module in alignment.inner.items()} == {
+        "0": (2, 2),
+        "1": (4, 4),
+    }
+
+
+def test_a_reduction_beyond_the_channels_leaves_one(unet_3d: Callable[..., nn.Module]) -> None:
+    alignment = align_skips(unet_3d(), LFAMConfig(reduction=100)).decoder.alignment
+    assert all(module.weight.shape[0] == 1 for module in alignment.inner.values())
+
+
+def test_the_finest_level_may_stay_in_its_plane(unet_3d: Callable[..., nn.Module]) -> None:
+    kernels = {"kernel_sizes": [[3, 3, 3]] * 3}
+    levels = align_skips(unet_3d(**kernels), LFAMConfig(finest="in-plane")).decoder.alignment.levels
+    assert tuple(levels["0"].weight.shape[2:]) == (1, 3, 3)
+    assert levels["0"].offset_channels == 18
+    assert tuple(levels["1"].weight.shape[2:]) == (3, 3, 3)
+
+
+def test_the_finest_level_may_be_left_out(unet_3d: Callable[..., nn.Module]) -> None:
+    network = align_skips(unet_3d(), LFAMConfig(finest="off"))
+    assert list(network.decoder.alignment.levels) == ["1"]
+    with pytest.raises(ValueError, match="first_level is 1 and finest is 'off'"):
+        align_skips(unet_3d(), LFAMConfig(first_level=1, finest="off"))
+
+
+def test_offsets_stay_within_their_bound(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+
+    def spy(skip: torch.Tensor, offset: torch.Tensor, *arguments: object, **options: object) -> torch.Tensor:
+        seen.append(offset)
+        return skip
+
+    monkeypatch.setattr("nnunet_godc.alignment.lfam.deform_conv", spy)
+    for bound in (None, 1.5):
+        module = LateralFeatureAlignment(4, (3, 3, 3), max_offset=bound)
+        nn.init.normal_(module.offset.weight, std=5.0)
+        module(torch.randn(1, 4, 5, 5, 5, generator=torch.Generator().manual_seed(0)))
+    free, bounded = seen
+    assert free.abs().max() > 10
+    assert 1.4 < bounded.abs().max() <= 1.5
+
+
+def test_separable_offsets_take_far_fewer_weights() -> None:
+    def offset_weights(**options: bool) -> int:
+        return sum(p.numel() for p in LateralFeatureAlignment(64, (3, 3, 3), **options).offset_parameters())
+
+    assert 15 * offset_weights(separable=True) < offset_weights()
+
+
+def test_checkpointing_changes_no_gradient(unet_3d: Callable[..., nn.Module]) -> None:
+    gradients = []
+    for checkpoint in (False, True):
+        network = perturb(align_skips(unet_3d(), LFAMConfig(checkpoint=checkpoint)))
+        patch = torch.randn(1, 1, 8, 16, 16, generator=torch.Generator().manual_seed(3))
+        network(patch)[0].square().mean().backward()
+        gradients.append([parameter.grad for parameter in network.parameters() if parameter.grad is not None])
+    for plain, again in zip(*gradients, strict=True):
+        torch.testing.assert_close(plain, again)
 
 
 def test_guided_offsets_depend_on_the_decoder(make: Callable[..., nn.Module]) -> None:
@@ -242,6 +321,10 @@ def test_even_kernels_are_refused(unet_3d: Callable[..., nn.Module]) -> None:
         ({"first_level": -1}, "first_level is -1"),
         ({"offset_lr_factor": -0.5}, "offset_lr_factor is -0.5"),
         ({"offset_lr_factor": math.nan}, "offset_lr_factor is nan"),
+        ({"finest": "none"}, "finest is 'none'"),
+        ({"reduction": 0}, "reduction is 0"),
+        ({"max_offset": 0.0}, "max_offset is 0.0"),
+        ({"max_offset": math.inf}, "max_offset is inf"),
     ],
 )
 def test_options_out_of_range_are_refused(options: dict[str, float], message: str) -> None:

@@ -61,6 +61,7 @@ def test_all_promised_trainers_are_there() -> None:
         "nnUNetTrainerGODCLFAMShared",
         "nnUNetTrainerGODCSquared",
         "nnUNetTrainerGODCLFAMGuided",
+        "nnUNetTrainerGODCLFAMLite",
         "nnUNetTrainerGODCLFAMPaper",
     }
     short = {f"{name}_{epochs}epochs" for name in promised for epochs in (50, 100, 250)}
