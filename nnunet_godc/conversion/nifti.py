@@ -230,6 +230,8 @@ def open_nifti(path: Path) -> NiftiFile:
     except READ_ERRORS as error:
         raise CaseError("the file cannot be read: it is missing, empty, damaged or not permitted") from error
     header, header_bytes = _parse_header(start)
+    if not math.isfinite(header["vox_offset"]):
+        raise CaseError("the NIfTI header is damaged: it does not say where the voxels begin; fetch the file again")
     shape = _three_dimensions(header)
     dtype = _number_type(header)
     opened = NiftiFile(path, header, header_bytes, shape, dtype, compressed)

@@ -24,6 +24,7 @@ from nnunet_godc.conversion.problems import CaseError, Notes, UnknownGeometryErr
 
 HEADER_BYTES = 2**20  # far more than any header of these formats
 READ_AT_ONCE = 2**16  # bytes, which may grow a thousandfold
+LARGEST = 1e9
 DAMAGED_HEADER = "the header cannot be read: the file is damaged; fetch it again"
 DAMAGED_VOXELS = "the file is damaged: it ends early or does not decompress; fetch it again"
 
@@ -180,12 +181,12 @@ def whole_numbers(text: str) -> list[int]:
 
 
 def numbers(text: str, count: int) -> list[float]:
-    """`count` finite numbers separated by blanks. Raises CaseError for anything else."""
+    """`count` numbers of a possible size in mm, separated by blanks. Raises CaseError for anything else."""
     fields = text.split()
     if len(fields) != count or not all(map(_NUMBER.fullmatch, fields)):
         raise CaseError(DAMAGED_HEADER)
     values = [float(entry) for entry in fields]
-    if not all(map(math.isfinite, values)):
+    if max(map(abs, values)) > LARGEST:
         raise CaseError(DAMAGED_HEADER)
     return values
 
