@@ -14,9 +14,6 @@ import pytest
 
 from nnunet_godc import cli
 
-# What writes the collections, for the tests to import.
-sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parent.parent / "conversion")]
-
 
 @dataclass
 class Conversion:

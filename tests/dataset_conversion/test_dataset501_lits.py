@@ -8,7 +8,10 @@ from pathlib import Path
 import nibabel
 import numpy as np
 import pytest
-from layouts import (
+
+from nnunet_godc.conversion.grid import Grid, Volume
+from nnunet_godc.conversion.nifti import open_nifti
+from tests.dataset_conversion.layouts import (
     Scan,
     assert_one_grid,
     assert_same_in_space,
@@ -19,9 +22,6 @@ from layouts import (
     write_lits_case,
     write_nifti,
 )
-
-from nnunet_godc.conversion.grid import Grid, Volume
-from nnunet_godc.conversion.nifti import open_nifti
 
 IDENTITY = np.eye(4)
 WITHOUT_TUMOUR = (32, 34, 38, 41, 47, 87, 89, 91, 105, 106, 114, 115, 119)

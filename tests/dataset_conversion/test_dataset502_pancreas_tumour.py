@@ -11,8 +11,20 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from dicom_files import PATIENT, UIDS, make_grid, rotation, write_segmentation, write_series, write_structure_set
-from layouts import (
+
+from nnunet_godc.cli.convert import load_converter
+from nnunet_godc.conversion import command
+from nnunet_godc.conversion.grid import Volume
+from tests.conversion.dicom_files import (
+    PATIENT,
+    UIDS,
+    make_grid,
+    rotation,
+    write_segmentation,
+    write_series,
+    write_structure_set,
+)
+from tests.dataset_conversion.layouts import (
     Scan,
     assert_one_grid,
     assert_same_in_space,
@@ -21,10 +33,6 @@ from layouts import (
     write_itk,
     write_nifti,
 )
-
-from nnunet_godc.cli.convert import load_converter
-from nnunet_godc.conversion import command
-from nnunet_godc.conversion.grid import Volume
 
 SMALL = (14, 12, 10)
 ALL_TRAIN = ("--test-share", "0")

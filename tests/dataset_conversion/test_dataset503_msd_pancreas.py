@@ -4,7 +4,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from layouts import (
+
+from tests.dataset_conversion.layouts import (
     assert_one_grid,
     assert_same_in_space,
     make_scan,

@@ -4,10 +4,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from dicom_files import write_series
-from layouts import Scan, assert_one_grid, assert_same_in_space, make_scan, read_back, write_nifti
 
 from nnunet_godc.conversion.grid import Grid, Volume
+from tests.conversion.dicom_files import write_series
+from tests.dataset_conversion.layouts import (
+    Scan,
+    assert_one_grid,
+    assert_same_in_space,
+    make_scan,
+    read_back,
+    write_nifti,
+)
 
 UIDS = ("1.3.6.1.4.1.14519.5.2.1.7777.1", "1.3.6.1.4.1.14519.5.2.1.7777.2")
 

@@ -4,7 +4,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from layouts import (
+
+from nnunet_godc.conversion.grid import Volume
+from tests.dataset_conversion.layouts import (
     Scan,
     assert_one_grid,
     assert_same_in_space,
@@ -14,8 +16,6 @@ from layouts import (
     write_nifti,
     write_panorama_case,
 )
-
-from nnunet_godc.conversion.grid import Volume
 
 SMALL = (14, 12, 10)
 
