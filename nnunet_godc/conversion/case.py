@@ -371,6 +371,7 @@ def _has_right_form(file: NiftiFile, settings: CaseSettings) -> bool:
         and file.dtype.byteorder in "<=|"
         and file.slope_and_intercept == (1.0, 0.0)
         and file.compressed == settings.file_ending.endswith(".gz")
+        and not (settings.private and file.has_free_text())
     )
 
 

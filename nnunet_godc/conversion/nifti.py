@@ -150,6 +150,18 @@ class NiftiFile:
         in_mm = _TO_MM.get(int(self.header["xyzt_units"]) & 7) == 1.0
         return in_mm and bool(forms) and all(np.allclose(form, affine, rtol=1e-5, atol=1e-3) for form in forms)
 
+    def has_free_text(self) -> bool:
+        """Whether the file holds anything, beside the volume, in which somebody may have written a patient's name.
+
+        That is text in the header, an extension of it, and gzip's note of the name that the file once had.
+        """
+        texts = ("data_type", "db_name", "descrip", "aux_file", "intent_name")
+        if any(bytes(self.header[name].tobytes()).strip(b"\0") for name in texts if name in self.header):
+            return True
+        with self.path.open("rb") as file:
+            start = file.read(4)
+        return self._offset != len(self.header_bytes) + 4 or (self.compressed and start[3] != 0)
+
     def slabs(self) -> Iterator[tuple[slice, NDArray[Any]]]:
         """The values, some slices at a time: positions along k, and an array (i, j, slices). Scaled ones are float64.
 
