@@ -99,14 +99,17 @@ def united(masks: Mapping[str, NDArray[np.bool_]], rules: LabelRules, notes: Not
         CaseError: none of the names fits the rules.
     """
     fitting = _fitting(masks, rules, notes)
-    shape = next(iter(masks.values())).shape
-    label = np.zeros(shape, dtype=np.uint8, order="F")
+    # A mask may be drawn when it is asked for, at some cost: only those that count are, and each once.
+    wanted = sorted((value, name) for name, value in fitting.items() if value) or [(0, next(iter(masks)))]
+    label: LabelArray | None = None
     overlap = 0
-    for name, value in sorted(fitting.items(), key=lambda item: (item[1], item[0])):
-        if value == 0:
-            continue
-        overlap += int(np.count_nonzero((label != 0) & (label != value) & masks[name]))
-        label[masks[name]] = value
+    for value, name in wanted:
+        mask = masks[name]
+        if label is None:
+            label = np.zeros(mask.shape, dtype=np.uint8, order="F")
+        overlap += int(np.count_nonzero((label != 0) & (label != value) & mask))
+        label[mask] = value
+    assert label is not None
     if overlap:
         notes.warnings.append(f"segments overlap on {overlap} voxels: the label with the higher value was kept there")
     return label
