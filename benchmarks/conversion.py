@@ -21,14 +21,15 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import nibabel
 import numpy as np
 import SimpleITK
 from _measure import load, write_report
 
 from nnunet_godc.conversion.case import CaseSettings, CaseSource, convert_case
 from nnunet_godc.conversion.dataset import PARTS
+from nnunet_godc.conversion.grid import Grid
 from nnunet_godc.conversion.labels import LabelRules
+from nnunet_godc.conversion.nifti import nifti_header, write_nifti
 
 RULES = LabelRules(names={1: "liver", 2: "tumour"})
 NOISE = 12.0  # Hounsfield units
@@ -79,23 +80,18 @@ def draw_volume(random: np.random.Generator, shape: tuple[int, int, int]) -> tup
 
 def write_sources(folder: Path, cases: int, shape: tuple[int, int, int], scenario: Scenario) -> list[CaseSource]:
     folder.mkdir()
-    random = np.random.default_rng(0)
-    image, label = draw_volume(random, shape)
-    signs = (-1.0, -1.0) if scenario.axis_codes == "LPS" else (1.0, 1.0)
-    affine = np.diag([signs[0] * 0.75, signs[1] * 0.75, 1.5, 1.0])
-    affine[:3, 3] = (11.0, 22.0, 33.0)
+    image, label = draw_volume(np.random.default_rng(0), shape)
+    sign = 1.0 if scenario.axis_codes == "LPS" else -1.0
+    direction = ((sign, 0.0, 0.0), (0.0, sign, 0.0), (0.0, 0.0, 1.0))
+    grid = Grid(shape, (0.75, 0.75, 1.5), (11.0, 22.0, 33.0), direction)
+    compression = 1 if scenario.ending.endswith(".gz") else None
     sources = []
     for number in range(cases):
         # Other voxels in every case at little cost: the same patient, moved along the scanner's axis.
-        moved = np.asfortranarray(np.roll(image, 7 * number, axis=2)), np.asfortranarray(np.roll(label, number, axis=2))
+        moved = np.roll(image, 7 * number, axis=2), np.roll(label, number, axis=2)
         paths = [folder / f"{part}-{number}{scenario.ending}" for part in ("volume", "segmentation")]
         for path, voxels in zip(paths, moved, strict=True):
-            volume = nibabel.Nifti1Image(voxels, affine)
-            volume.header.set_xyzt_units("mm")
-            volume.set_qform(affine, code="scanner")
-            volume.set_sform(affine, code="scanner")
-            nibabel.openers.Opener.default_compresslevel = 1
-            nibabel.save(volume, path)
+            write_nifti(path, voxels, nifti_header(grid, voxels.dtype), compression=compression)
         sources.append(CaseSource(f"case_{number:03d}", paths[0], paths[1]))
     return sources
 
@@ -153,8 +149,10 @@ def forget(path: Path) -> None:
 def measure(scenario: Scenario, sources: list[CaseSource], voxels_mb: float, work: Path) -> list[dict[str, object]]:
     functions = {name: candidate(name, scenario.ending) for name in scenario.candidates}
     times: dict[str, list[float]] = {name: [] for name in functions}
-    for source in sources:
-        for name, function in functions.items():
+    for number, source in enumerate(sources):
+        names = list(functions)
+        for name in names[number % len(names) :] + names[: number % len(names)]:
+            function = functions[name]
             times[name].append(time_candidate(function, source, work, cold=scenario.cold))
     rows = []
     for name, seconds in times.items():
@@ -214,13 +212,14 @@ def main() -> None:
     with tempfile.TemporaryDirectory(dir=arguments.work) as temporary:
         work = Path(temporary)
         for scenario in SCENARIOS:
-            sources = write_sources(work / "source", arguments.cases, (i, j, k), scenario)
+            source = work / f"{scenario.axis_codes}{scenario.ending}"
+            if not source.exists():
+                sources = write_sources(source, arguments.cases, (i, j, k), scenario)
             rows += measure(scenario, sources, image_mb * 1.5, work)
             settings = replace(SETTINGS, file_ending=".nii.gz" if scenario is SCENARIOS[0] else scenario.ending)
             memory = worker_memory(sources[0], settings, work)
             rows[-len(scenario.candidates)]["worker memory in image volumes"] = memory / image_mb
             print(f"{scenario.title}: a worker takes {memory:.0f} MB, {memory / image_mb:.2f} times the image's voxels")
-            shutil.rmtree(work / "source")
     write_report(
         "conversion",
         f"{arguments.cases} volumes of {i} x {j} x {k} int16 with uint8 labels; median [quartiles] over the cases.",
