@@ -49,6 +49,7 @@ class Format:
         compressed: the voxels are deflated, with a checksum.
         header: bytes of the header; None where the voxels are not in this file, or nothing is known.
         values: bytes of the header that change values lawfully: slope and intercept.
+        adler: the checksum is Adler-32, a sum: in a mask of few values, changes cancel each other out.
     """
 
     name: str
@@ -56,6 +57,7 @@ class Format:
     compressed: bool
     header: Callable[[bytes], int]
     values: range = range(0)
+    adler: bool = False
 
 
 def write_nifti(name: str, image_class: type) -> Callable[[Path, NDArray[Any]], None]:
@@ -92,10 +94,10 @@ FORMATS = [
     Format("b.nhdr", write_itk("b.nhdr", compress=True), False, all_of),
     Format("b.raw.gz", write_itk("b.nhdr", compress=True), True, all_of),
     Format("a.mha", write_itk("a.mha", compress=False), False, after(LOCAL)),
-    Format("b.mha", write_itk("b.mha", compress=True), True, after(LOCAL)),
+    Format("b.mha", write_itk("b.mha", compress=True), True, after(LOCAL), adler=True),
     Format("a.mhd", write_itk("a.mhd", compress=False), False, all_of),
     Format("a.raw", write_itk("a.mhd", compress=False), False, lambda content: 0),
-    Format("b.zraw", write_itk("b.mhd", compress=True), True, all_of),
+    Format("b.zraw", write_itk("b.mhd", compress=True), True, all_of, adler=True),
 ]
 EVERY_FORMAT = pytest.mark.parametrize("form", FORMATS, ids=lambda form: form.name)
 EVERY_ROLE = pytest.mark.parametrize("role", ["image", "label"])
@@ -191,7 +193,7 @@ def check(form: Format, role: str, data: st.DataObject) -> None:
         return bytes(damaged)
 
     found = convert_damaged(form, role, flip)
-    if found is not None:
+    if found is not None and not (form.adler and role == "label"):
         assert arranged_as(found["image"], IMAGE) <= (flipped_voxels if role == "image" else 0)
         assert arranged_as(found["label"], LABEL) <= (flipped_voxels if role == "label" else 0)
 
