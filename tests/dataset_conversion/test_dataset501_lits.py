@@ -8,6 +8,7 @@ from pathlib import Path
 import nibabel
 import numpy as np
 import pytest
+import SimpleITK
 
 from nnunet_godc.conversion.grid import Grid, Volume
 from nnunet_godc.conversion.nifti import open_nifti
@@ -232,6 +233,25 @@ def test_oblique_volumes_stay_oblique(source: Path, convert):
     assert result.status == 0, result.err
     assert_same_in_space(result.image("LiTS_004"), scan.image)
     assert_same_in_space(result.label("LiTS_004"), scan.label)
+
+
+def test_a_direction_matrix_that_itk_refuses_is_repaired_and_recorded(source: Path, convert):
+    """ "ITK only supports orthonormal direction cosines": axes skewed by half a degree."""
+    scan = make_scan(4)
+    skewed = np.diag([-1.0, -1.0, 1.0, 1.0]) @ scan.grid.affine
+    skewed[0, 1] = skewed[1, 1] * np.tan(np.radians(0.5))
+    for name, volume in (("volume", scan.image), ("segmentation", scan.label)):
+        path = write_nifti(source / f"{name}-4.nii", volume, affine=skewed, qform_code=0)
+        with pytest.raises(RuntimeError, match="orthonormal"):
+            SimpleITK.ReadImage(str(path))
+    result = convert("lits", source)
+    assert result.status == 0, result.err
+    assert any("nearest orthonormal" in repair for repair in result.cases["LiTS_004"]["repairs"])
+    np.testing.assert_array_equal(read_back(result.image("LiTS_004")).voxels, scan.image.voxels)
+    np.testing.assert_array_equal(read_back(result.label("LiTS_004")).voxels, scan.label.voxels)
+    assert_one_grid([result.image("LiTS_004"), result.label("LiTS_004")])
+    direction = np.array(read_back(result.image("LiTS_004")).grid.direction)
+    np.testing.assert_allclose(direction @ direction.T, np.eye(3), atol=1e-6)
 
 
 @pytest.mark.parametrize("dtype", ["<f4", "<f8"])
