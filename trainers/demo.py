@@ -10,9 +10,9 @@ class nnUNetTrainerGODCLFAMDemo(ScheduleMixin, GODCMixin, LFAMMixin, nnUNetTrain
     """GODC and cross-entropy, with LFAM on every skip connection but the finest; 450 steps.
 
     What differs from `nnUNetTrainerGODCLFAM` serves speed alone, and is not meant for real data. LFAM leaves out the
-    full resolution, where it costs most on the CPU. Nothing is mirrored: all phantoms are
-    converted to one orientation, where the liver is always on one side, and prediction takes an eighth of the time.
-    With a higher learning rate and foreground in every patch, the tumour is found after 75 to 250 steps.
+    full resolution, where it costs most on the CPU. Nothing is mirrored: all phantoms are converted to one orientation,
+    where the liver is always on one side, and prediction takes an eighth of the time. With a higher learning
+    rate and foreground in every patch, the tumour is found after 75 to 250 steps.
     """
 
     lfam = LFAMConfig(first_level=1)

@@ -37,7 +37,7 @@ def find_command(name: str) -> str:
 
 
 def nnunet_environment(raw: Path, preprocessed: Path, results: Path) -> dict[str, str]:
-    """This process's environment with nnU-Net's three folders set, and at most one worker process at a time.
+    """This process's environment with nnU-Net's three folders set, and one worker process at a time.
 
     The user's own folders stay untouched: nothing but these variables tells nnU-Net where to write.
     """
@@ -48,9 +48,7 @@ def nnunet_environment(raw: Path, preprocessed: Path, results: Path) -> dict[str
         "nnUNet_results": str(results),
         # A worker imports torch for several seconds before its first case; these cases are too small to pay for more.
         "nnUNet_def_n_proc": "1",
-        # Augmenting a patch takes 30 ms. A worker process for it fights over the cores with the training threads: with
-        # one a step took 0.36 s on two cores, without 0.21 s.
-        "nnUNet_n_proc_DA": "0",
+        "nnUNet_n_proc_DA": "1",
         "nnUNet_wandb_enabled": "0",  # a demo has no place among the user's logged experiments
         "OMP_NUM_THREADS": "1",  # for the workers; nnU-Net gives its main process all cores by itself
         # Training, augmentation and whatever else runs share few cores: threads that spin while they wait for each
