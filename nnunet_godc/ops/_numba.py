@@ -98,9 +98,9 @@ def backward(
     call = _Call(input, offset, weight, mask, padding, dilation, offset_groups)
     batch = call.geometry.batch
     grad_output = grad_output.flatten(2)  # (B, out, L)
-    grad_table = np.zeros_like(call.table)  # (B, P, in)
-    grad_offset = np.empty_like(call.offset)
-    grad_mask = np.empty_like(call.mask)
+    grad_table = torch.zeros(call.table.shape).numpy()  # (B, P, in)
+    grad_offset = torch.empty(call.offset.shape).numpy()
+    grad_mask = torch.empty(call.mask.shape).numpy()
     grad_weight = torch.zeros(weight.shape[0], call.geometry.taps * weight.shape[1])  # (out, taps * in / groups)
     columns, grad_columns = call.new_columns(), call.new_columns()
     for sample in range(batch):
@@ -171,8 +171,9 @@ class _Call:
         return min(self.geometry.voxels_out, max(64, CHUNK_BYTES // per_voxel))
 
     def new_columns(self) -> Array:
-        """Room for a chunk's columns, (voxels, taps, in)."""
-        return np.empty((self._chunk, self.geometry.taps, self._channels), dtype=np.float32)
+        """Room for a chunk's columns, (voxels, taps, in); PyTorch's, so that its tools for memory see it."""
+        columns: Array = torch.empty(self._chunk, self.geometry.taps, self._channels).numpy()
+        return columns
 
     def of_group(self, columns: Array, voxels: int, inputs: slice) -> Tensor:
         """A chunk's columns of one group of the convolution, (voxels, taps * in / groups)."""
