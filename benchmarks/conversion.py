@@ -230,7 +230,7 @@ def main() -> None:
         ],
         rows,
         arguments,
-        ["one core, ; `ours` hashes every source file and reads every voxel of label and image"],
+        ["one core; `ours` hashes every source file and reads every voxel of label and image"],
     )
 
 
