@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from nnunet_godc.conversion.files import visible_files
 from nnunet_godc.conversion.formats import VOLUME_ENDINGS, VolumeFile, ending_of, files_of, open_volume
 from nnunet_godc.conversion.grid import Grid, Triple, Volume
-from nnunet_godc.conversion.labels import LabelArray, LabelRules, count_values, read_label, united
+from nnunet_godc.conversion.labels import LabelArray, LabelRules, read_label, united
 from nnunet_godc.conversion.nifti import NiftiFile, geometry_of_header, nifti_header, with_geometry_of, write_nifti
 from nnunet_godc.conversion.placing import place_label
 from nnunet_godc.conversion.problems import CaseError, Notes
@@ -402,40 +402,36 @@ def _temporary(path: Path) -> Path:
 
 
 def _label_statistics(label: LabelArray, image: Volume[Any], rules: LabelRules, notes: Notes) -> dict[str, Any]:
-    counts = count_values(label)
+    counts, sums = _counts_and_sums(label, image.voxels)
+    counts[0] = label.size - counts.sum()
+    mean_hu = {name: round(sums[value] / counts[value], 2) for value, name in rules.names.items() if counts[value]}
+    for name, mean in mean_hu.items():
+        if not PLAUSIBLE_HU[0] <= mean <= PLAUSIBLE_HU[1]:
+            notes.warnings.append(
+                f"mean value under {name} is {mean:.0f}, which no tissue has: does the label fit the image, "
+                "and is the image in Hounsfield units? Look at the preview"
+            )
     names = {0: "background", **rules.names}
-    means = _means(label, image.voxels)
-    mean_hu = {}
-    for value, name in rules.names.items():
-        if value in means:
-            mean = means[value]
-            mean_hu[name] = round(mean, 2)
-            if not PLAUSIBLE_HU[0] <= mean <= PLAUSIBLE_HU[1]:
-                notes.warnings.append(
-                    f"mean value under {name} is {mean:.0f}, which no tissue has: does the label fit the image, "
-                    "and is the image in Hounsfield units? Look at the preview"
-                )
     return {
-        "voxels": {name: counts.get(value, 0) for value, name in names.items()},
-        "ml": {name: round(counts.get(value, 0) * image.grid.voxel_ml, 4) for value, name in rules.names.items()},
+        "voxels": {name: int(counts[value]) for value, name in names.items()},
+        "ml": {name: round(int(counts[value]) * image.grid.voxel_ml, 4) for value, name in rules.names.items()},
         "mean_hu": mean_hu,
     }
 
 
-def _means(label: LabelArray, voxels: NDArray[Any]) -> dict[int, float]:
-    """Mean of the voxels under each value but 0 that occurs."""
-    sums: dict[int, float] = {}
-    counts: dict[int, int] = {}
-    for k in np.flatnonzero(np.logical_or.reduce(label, axis=(0, 1))):
+def _counts_and_sums(label: LabelArray, voxels: NDArray[Any]) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """How many voxels have each value but 0, and the sum of the image under them; shape (256,) each."""
+    counts = np.zeros(256, dtype=np.int64)
+    sums = np.zeros(256, dtype=np.float64)
+    for k in range(label.shape[2]):
+        if not label[:, :, k].max():
+            continue  # most slices
         plane = label[:, :, k].ravel(order="F")
         labelled = np.flatnonzero(plane != 0)
         values = plane[labelled]
-        under = voxels[:, :, k].ravel(order="F")[labelled]
-        for value in np.flatnonzero(np.bincount(values)):
-            chosen = under[values == value]
-            sums[int(value)] = sums.get(int(value), 0.0) + float(chosen.sum(dtype=np.float64))
-            counts[int(value)] = counts.get(int(value), 0) + chosen.size
-    return {value: sums[value] / counts[value] for value in sums}
+        counts += np.bincount(values, minlength=256)
+        sums += np.bincount(values, weights=voxels[:, :, k].ravel(order="F")[labelled], minlength=256)
+    return counts, sums
 
 
 def _shape(array: NDArray[Any]) -> tuple[int, int, int]:
