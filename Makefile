@@ -30,6 +30,7 @@ bench: $(INSTALLED)
 	$(BIN)/python benchmarks/loss.py
 	$(BIN)/python benchmarks/deform_conv.py
 	$(BIN)/python benchmarks/conversion.py
+	$(BIN)/python benchmarks/compression.py
 
 bench-gpu: $(INSTALLED)
 	$(BIN)/python benchmarks/loss.py --device cuda
