@@ -22,6 +22,7 @@ from nnunet_godc.conversion.labels import LabelArray, LabelRules, read_label, un
 from nnunet_godc.conversion.nifti import NiftiFile, geometry_of_header, nifti_header, with_geometry_of, write_nifti
 from nnunet_godc.conversion.placing import place_label
 from nnunet_godc.conversion.problems import CaseError, Notes
+from nnunet_godc.replacing import replacing
 
 if TYPE_CHECKING:
     from nnunet_godc.conversion.dicom import DicomSeries
@@ -161,7 +162,6 @@ def convert_case(source: CaseSource, settings: CaseSettings, root: Path, folder:
     except BaseException:
         for path in (image_path, label_path):
             path.unlink(missing_ok=True)
-            _temporary(path).unlink(missing_ok=True)
         raise
     # The names of DICOM files are often UIDs or patients' names, in public collections too.
     private_image = settings.private or image_source.series is not None
@@ -319,7 +319,10 @@ def _put_image(
     header = nifti_header(image.grid, image.voxels.dtype)
     file = source.file
     if isinstance(file, NiftiFile) and _is_ready(file, source.grid, settings):
-        return file.header_bytes, {"sha256": hashes[file.path], "written": _link(file.path, path, settings.link)}
+        return file.header_bytes, {
+            "sha256": hashes[file.path],
+            "written": link_or_copy(file.path, path, link=settings.link),
+        }
     digest = _write(path, image.voxels, header, settings)
     return header, {"sha256": digest, "written": "encoded"}
 
@@ -341,7 +344,7 @@ def _put_label(
         and file.shape == label.shape
         and all(np.array_equal(slab, label[:, :, where]) for where, slab in file.slabs())
     ):
-        return {"sha256": hashes[file.path], "written": _link(file.path, path, settings.link)}
+        return {"sha256": hashes[file.path], "written": link_or_copy(file.path, path, link=settings.link)}
     # The shape is the same: only the type of the voxels differs from the image's header.
     shape_and_type = nifti_header(
         Grid(_shape(label), (1, 1, 1), (0, 0, 0), ((1, 0, 0), (0, 1, 0), (0, 0, 1))), label.dtype
@@ -377,28 +380,19 @@ def _has_right_form(file: NiftiFile, settings: CaseSettings) -> bool:
 
 def _write(path: Path, voxels: NDArray[Any], header: bytes, settings: CaseSettings) -> str:
     compression = settings.compression if settings.file_ending.endswith(".gz") else None
-    temporary = _temporary(path)
-    digest = write_nifti(temporary, voxels, header, compression=compression)
-    temporary.replace(path)
-    return digest
+    with replacing(path) as temporary:
+        return write_nifti(temporary, voxels, header, compression=compression)
 
 
-def _link(source: Path, path: Path, link: bool) -> str:
+def link_or_copy(source: Path, path: Path, *, link: bool = True) -> str:
     """Link `source` to `path`, or copy it where that is not possible or not wanted; says which."""
-    temporary = _temporary(path)
-    temporary.unlink(missing_ok=True)
-    if link:
-        with contextlib.suppress(OSError):
-            os.link(source.resolve(), temporary)
-            temporary.replace(path)
-            return "linked"
-    shutil.copyfile(source, temporary)
-    temporary.replace(path)
-    return "copied"
-
-
-def _temporary(path: Path) -> Path:
-    return path.with_name(f".{path.name}.part")
+    with replacing(path) as temporary:
+        if link:
+            with contextlib.suppress(OSError):
+                os.link(source.resolve(), temporary)
+                return "linked"
+        shutil.copyfile(source, temporary)
+        return "copied"
 
 
 def _label_statistics(label: LabelArray, image: Volume[Any], rules: LabelRules, notes: Notes) -> dict[str, Any]:

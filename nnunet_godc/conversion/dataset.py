@@ -27,12 +27,14 @@ from nnunet_godc.conversion.case import (
     convert_case,
     file_sha256,
     inputs_digest,
+    link_or_copy,
     source_paths,
 )
 from nnunet_godc.conversion.collection import Collection, Found, dataset_labels, names_of
 from nnunet_godc.conversion.problems import CaseError, UnknownGeometryError
 from nnunet_godc.conversion.splits import Folds
 from nnunet_godc.errors import UserError
+from nnunet_godc.replacing import replacing
 
 PARTS = ("imagesTr", "labelsTr", "imagesTs", "labelsTs")
 RECORD = "conversion.json"
@@ -201,9 +203,8 @@ def place_splits(target: Path, *, overwrite: bool) -> str:
     if there.exists() and there.read_bytes() != folds and not overwrite:
         return f"folds: {target / SPLITS}; {there} has others and was left alone (--overwrite replaces it)"
     there.parent.mkdir(parents=True, exist_ok=True)
-    temporary = there.with_name(f".{SPLITS}.part")
-    temporary.write_bytes(folds)
-    temporary.replace(there)
+    with replacing(there) as temporary:
+        temporary.write_bytes(folds)
     return f"folds: {there}"
 
 
@@ -334,12 +335,7 @@ def _files(record: Mapping[str, Any]) -> list[Mapping[str, Any]]:
 
 def _take_over(target: Path, unfinished: Path, record: Mapping[str, Any]) -> None:
     for part in _files(record):
-        there = unfinished / part["file"]
-        there.unlink(missing_ok=True)
-        try:
-            os.link(target / part["file"], there)
-        except OSError:
-            shutil.copyfile(target / part["file"], there)
+        link_or_copy(target / part["file"], unfinished / part["file"])
 
 
 def _earlier(job: Job, identity: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
@@ -499,6 +495,6 @@ def source_bytes(source: CaseSource) -> int:
 
 
 def _write_json(path: Path, content: Any) -> None:
-    temporary = path.with_name(f".{path.name}.part")
-    temporary.write_text(json.dumps(content, indent=2, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8")
-    temporary.replace(path)
+    text = json.dumps(content, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")

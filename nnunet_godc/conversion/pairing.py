@@ -15,6 +15,7 @@ from nnunet_godc.conversion.files import is_hidden, visible_files
 from nnunet_godc.conversion.formats import VOLUME_ENDINGS, ending_of
 from nnunet_godc.conversion.tables import read_table
 from nnunet_godc.errors import UserError
+from nnunet_godc.replacing import replacing
 
 PLACEHOLDER = re.compile(r"\{(case|patient)\}|\*\*/|\*|\?")
 KEY_COLUMNS = ("case", "patient", "part", "image", "mask")
@@ -151,20 +152,18 @@ def write_keys(
         earlier: image to case, as an earlier table has them. Those that are not in the source now keep their lines, or
             their names would go to other scans.
     """
-    temporary = path.with_name(f".{path.name}.part")
     try:
-        temporary.unlink(missing_ok=True)
-        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        with open(descriptor, "w", encoding="utf-8", newline="") as file:  # noqa: PTH123
-            writer = csv.writer(file)
-            writer.writerow(KEY_COLUMNS)
-            absent = dict(earlier or {})
-            for name, patient, test, pair in pairs:
-                image, mask = _relative(pair.image, root), _relative(pair.mask, root) if pair.mask else ""
-                absent.pop(image, None)
-                writer.writerow([name, patient, "test" if test else "train", image, mask])
-            writer.writerows([name, "", "", image, ""] for image, name in absent.items())
-        temporary.replace(path)
+        with replacing(path) as temporary:
+            descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+            with open(descriptor, "w", encoding="utf-8", newline="") as file:  # noqa: PTH123
+                writer = csv.writer(file)
+                writer.writerow(KEY_COLUMNS)
+                absent = dict(earlier or {})
+                for name, patient, test, pair in pairs:
+                    image, mask = _relative(pair.image, root), _relative(pair.mask, root) if pair.mask else ""
+                    absent.pop(image, None)
+                    writer.writerow([name, patient, "test" if test else "train", image, mask])
+                writer.writerows([name, "", "", image, ""] for image, name in absent.items())
     except OSError as error:
         raise UserError(f"the key file {path} cannot be written: {error.strerror}") from error
 

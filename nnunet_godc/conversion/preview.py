@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from nnunet_godc.conversion.grid import Grid, Volume
 from nnunet_godc.conversion.labels import LabelRules, count_values, read_label
 from nnunet_godc.conversion.problems import CaseError, Notes
 from nnunet_godc.errors import UserError
+from nnunet_godc.replacing import replacing
 
 WINDOW = (-160.0, 240.0)  # HU: level 40, width 400
 TUMOUR_NAMES = ("tumour", "tumor", "lesion", "cancer")
@@ -119,17 +119,13 @@ def write_preview(dataset: Path, out: Path, *, columns: int | None = None) -> Pr
     if not tiles:
         raise UserError(f"{dataset} has no case with a label in labelsTr or labelsTs, so there is nothing to show")
     sheet = _sheet(tiles, dataset.resolve().name, style, columns or _columns(len(tiles)))
-    temporary = out.with_name(f".{out.name}.part")
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        sheet.save(temporary, format="PNG")
-        temporary.replace(out)
+        with replacing(out) as temporary:
+            sheet.save(temporary, format="PNG")
     except OSError as error:
         reason = error.strerror or "unknown reason"
         raise UserError(f"cannot write {out}: {reason}; mend that, or choose another file") from error
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
     return PreviewSummary(
         cases=len(tiles),
         focus=style.focus,

@@ -19,10 +19,6 @@ from __future__ import annotations
 
 import numba
 import numpy as np
-from numpy.typing import NDArray
-
-Floats = NDArray[np.float32]
-Integers = NDArray[np.int64]
 
 # Sums may be reordered and multiply-adds contracted; NaN keeps its meaning, which numba's fastmath=True would drop.
 _FAST = {"contract", "reassoc", "nsz"}

@@ -12,6 +12,7 @@ from torch._dynamo import OptimizedModule
 
 from nnunet_godc.errors import UserError
 from nnunet_godc.losses import GODCConfig, GODCLoss
+from nnunet_godc.replacing import replacing
 from nnunet_godc.training.checkpoint import CheckedCheckpointMixin
 
 STATE_KEY = "godc_state"
@@ -83,9 +84,8 @@ class GODCMixin(CheckedCheckpointMixin):
         if state and self.local_rank == 0 and not self.disable_checkpointing:
             checkpoint = torch.load(filename, map_location="cpu", weights_only=False)
             checkpoint[STATE_KEY] = state
-            partial = Path(f"{filename}.part")
-            torch.save(checkpoint, partial)
-            partial.replace(filename)
+            with replacing(Path(filename)) as partial:
+                torch.save(checkpoint, partial)
 
     def load_own_state(self, checkpoint: dict[str, Any]) -> None:
         super().load_own_state(checkpoint)

@@ -10,6 +10,7 @@ from nnunetv2.utilities.label_handling.label_handling import determine_num_input
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from nnunet_godc.errors import UserError
+from nnunet_godc.replacing import replacing
 from nnunet_godc.training.checkpoint import read_checkpoint
 
 # What prediction needs beside the weights. The optimiser's state does not fit the new weights and is left out.
@@ -67,10 +68,6 @@ def warm_start(stock: Path, out: Path, trainer_name: str) -> int:
 
     warm = {name: checkpoint[name] for name in _KEPT if name in checkpoint}
     warm |= {"network_weights": network.state_dict(), "trainer_name": trainer_name}
-    partial = out.with_name(out.name + ".part")
-    try:
+    with replacing(out) as partial:
         torch.save(warm, partial)
-        partial.replace(out)
-    finally:
-        partial.unlink(missing_ok=True)
     return len(result.missing_keys)
