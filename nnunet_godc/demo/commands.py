@@ -6,34 +6,21 @@ import contextlib
 import json
 import os
 import re
-import shutil
 import signal
 import subprocess
-import sysconfig
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from nnunet_godc.commands import duration, find_command
 from nnunet_godc.errors import UserError
 
 Watcher = Callable[[str], str | None]
 """Takes a line of a command's output; returns what is worth showing of it, or None."""
 
 LINES_SHOWN_ON_FAILURE = 20
-
-
-def find_command(name: str) -> str:
-    """Path of a command installed beside this Python, or else on the search path.
-
-    Raises:
-        UserError: there is none.
-    """
-    found = shutil.which(name, path=sysconfig.get_path("scripts")) or shutil.which(name)
-    if found is None:
-        raise UserError(f"the command {name} is not to be found; install nnU-Net with: pip install nnunetv2")
-    return found
 
 
 def nnunet_environment(raw: Path, preprocessed: Path, results: Path) -> dict[str, str]:
@@ -107,12 +94,6 @@ def _kill_group(process: subprocess.Popen[str]) -> None:
             os.killpg(process.pid, signal.SIGKILL)
     else:
         process.kill()
-
-
-def duration(seconds: float) -> str:
-    """``'8 s'``, ``'1 min 20 s'``."""
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes} min {rest} s" if minutes else f"{rest} s"
 
 
 @dataclass

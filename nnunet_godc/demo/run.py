@@ -7,11 +7,11 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from nnunet_godc.commands import duration
 from nnunet_godc.demo.collection import HELD_OUT, TRAINING, write_phantom_collection
 from nnunet_godc.demo.commands import (
     TrainingWatcher,
     Watcher,
-    duration,
     nnunet_environment,
     run_command,
 )

@@ -1,0 +1,1 @@
+"""Studies: what to train, where to run it, what came out. Loads no torch itself."""

@@ -1,0 +1,134 @@
+"""The folder of a study: what is run, what has become of it, and who runs it now.
+
+study.json                 the study as it was read
+lock                       held by the one `nnunet-godc study run` at work
+jobs/ID/job.json           the command
+jobs/ID/state.json         what has become of it
+jobs/ID/log.txt            everything that it printed, in all attempts
+jobs/ID/provenance.json    what made its result
+jobs/ID/lock               held as long as a process of it lives
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from nnunet_godc.errors import UserError
+from nnunet_godc.replacing import replacing
+from nnunet_godc.study.jobs import Job
+
+Status = Literal["pending", "queued", "running", "done", "failed", "interrupted", "not run"]
+
+
+@dataclass(frozen=True)
+class State:
+    """What has become of a job.
+
+    Attributes:
+        status: `queued` is said of what a cluster has accepted and not started; `not run` of what depends on a job that
+            failed; `interrupted` of what goes on where it stopped.
+        pid: of the process that watches over it, on `host`.
+        group: process group of its command, on `host`.
+        host: name of the machine.
+        start: of the latest attempt, seconds since 1970.
+        end: of the latest attempt.
+        return_code: of the command; minus the signal that ended it; None as long as there is none.
+        attempts: how often it was started.
+        scheduler_id: the cluster's id of the job; empty where there is no cluster.
+        note: one sentence where the status needs a reason.
+    """
+
+    status: Status = "pending"
+    pid: int | None = None
+    group: int | None = None
+    host: str = ""
+    start: float | None = None
+    end: float | None = None
+    return_code: int | None = None
+    attempts: int = 0
+    scheduler_id: str = ""
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class JobFolder:
+    """The files of one job."""
+
+    path: Path
+
+    @property
+    def job(self) -> Path:
+        return self.path / "job.json"
+
+    @property
+    def state(self) -> Path:
+        return self.path / "state.json"
+
+    @property
+    def log(self) -> Path:
+        return self.path / "log.txt"
+
+    @property
+    def provenance(self) -> Path:
+        return self.path / "provenance.json"
+
+    @property
+    def lock(self) -> Path:
+        return self.path / "lock"
+
+
+def job_folder(folder: Path, job_id: str) -> JobFolder:
+    return JobFolder(folder / "jobs" / job_id)
+
+
+def write_json(path: Path, values: Any) -> None:
+    """Replaces the file at once, so that nobody who reads it meanwhile sees half of it."""
+    with replacing(path) as partial:
+        partial.write_text(json.dumps(values, indent=2) + "\n")
+
+
+def write_jobs(folder: Path, jobs: Iterable[Job]) -> None:
+    for job in jobs:
+        files = job_folder(folder, job.id)
+        files.path.mkdir(parents=True, exist_ok=True)
+        write_json(files.job, job.to_json())
+
+
+def read_job(folder: Path, job_id: str) -> Job:
+    """Raises:
+    UserError: the study has no such job.
+    """
+    try:
+        return Job.from_json(json.loads(job_folder(folder, job_id).job.read_text()))
+    except FileNotFoundError:
+        raise UserError(f"{folder} holds no job {job_id}; `nnunet-godc study status {folder}` lists them.") from None
+
+
+def read_state(folder: Path, job_id: str) -> State:
+    """The state as it was last written; that of a job nobody has touched is `pending`."""
+    try:
+        return State(**json.loads(job_folder(folder, job_id).state.read_text()))
+    except FileNotFoundError:
+        return State()
+
+
+def write_state(folder: Path, job_id: str, state: State) -> None:
+    write_json(job_folder(folder, job_id).state, asdict(state))
+
+
+def update_state(folder: Path, job_id: str, **changes: Any) -> State:
+    """Changes some fields of the state and returns it whole. Call it while nothing else writes this job's state."""
+    state = replace(read_state(folder, job_id), **changes)
+    write_state(folder, job_id, state)
+    return state
+
+
+def is_done(folder: Path, job: Job) -> bool:
+    """Whether what the job makes is there, so that it need not run."""
+    if not all(Path(path).exists() for path in job.expected):
+        return False
+    return read_state(folder, job.id).status == "done" or (job.adopted and bool(job.expected))

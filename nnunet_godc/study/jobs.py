@@ -1,0 +1,118 @@
+"""The unit that a study is made of: one command, what it needs, what it leaves behind."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+Kind = Literal["plan", "preprocess", "train", "predict", "ensemble", "evaluate"]
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What one job asks for.
+
+    Attributes:
+        gpus: devices; 0 runs on the CPU.
+        cpus: cores.
+        memory_gb: main memory in GB; None leaves it to the machine or the cluster.
+        minutes: time limit of one attempt; None for none. A cluster ends a longer job and starts it again.
+    """
+
+    gpus: int = 0
+    cpus: int = 1
+    memory_gb: float | None = None
+    minutes: int | None = None
+
+
+@dataclass(frozen=True)
+class Resume:
+    """How a command goes on where an attempt before it has stopped.
+
+    Attributes:
+        file: path whose existence says that there is something to go on from. One that ends in `.pth` counts only if
+            it is whole: nnU-Net may have been killed while it wrote.
+        arguments: are added to the command then.
+    """
+
+    file: str
+    arguments: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Job:
+    """One command of a study.
+
+    Attributes:
+        id: unique within the study, and the name of the job's folder.
+        kind: what it does.
+        command: program and arguments. nnU-Net's own commands and `nnunet-godc` are found beside the Python in use;
+            `python` is that Python.
+        environment: variables set in addition to those of the process that runs it.
+        depends_on: ids of the jobs that have to be done before.
+        resources: what it asks for.
+        expected: paths that exist once it is done.
+        adopted: whether these paths alone say that it is done, so that plans and trainings which were there before the
+            study are taken as they are.
+        resume: the first of these whose file is there applies when it is started.
+        plans_file: nnU-Net's plans that it works with, for the record; empty for none.
+        seed: of the training; None where it is not seeded.
+    """
+
+    id: str
+    kind: Kind
+    command: tuple[str, ...]
+    environment: Mapping[str, str] = field(default_factory=dict)
+    depends_on: tuple[str, ...] = ()
+    resources: Resources = Resources()
+    expected: tuple[str, ...] = ()
+    adopted: bool = False
+    resume: tuple[Resume, ...] = ()
+    plans_file: str = ""
+    seed: int | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> Job:
+        return cls(
+            **{
+                **values,
+                "command": tuple(values["command"]),
+                "depends_on": tuple(values["depends_on"]),
+                "resources": Resources(**values["resources"]),
+                "expected": tuple(values["expected"]),
+                "resume": tuple(Resume(entry["file"], tuple(entry["arguments"])) for entry in values["resume"]),
+            }
+        )
+
+
+def in_order(jobs: Iterable[Job]) -> list[Job]:
+    """The jobs such that each stands after those it depends on; otherwise in the order given.
+
+    Ids that are not among `jobs` are passed over: they may be done already.
+
+    Raises:
+        ValueError: they depend on each other in a circle.
+    """
+    remaining = {job.id: job for job in jobs}
+    ordered: list[Job] = []
+    while remaining:
+        ready = [job for job in remaining.values() if not any(name in remaining for name in job.depends_on)]
+        if not ready:
+            raise ValueError(f"jobs depend on each other in a circle: {', '.join(remaining)}")
+        for job in ready:
+            ordered.append(remaining.pop(job.id))
+    return ordered
+
+
+def dependents(job_id: str, jobs: Iterable[Job]) -> Iterator[str]:
+    """Ids of all jobs that cannot run without this one, directly or through others."""
+    jobs = list(jobs)
+    lost = {job_id}
+    for job in in_order(jobs):
+        if job.id not in lost and lost.intersection(job.depends_on):
+            lost.add(job.id)
+            yield job.id
