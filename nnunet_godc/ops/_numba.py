@@ -7,15 +7,8 @@ the whole map. The loops run in threads of ours, as many as PyTorch uses; a fork
 from __future__ import annotations
 
 import math
-import os
-import tempfile
-import warnings
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from functools import cache, partial
-from importlib import import_module
-from importlib.util import find_spec
-from itertools import pairwise
 from types import ModuleType
 from typing import Any
 
@@ -24,6 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from nnunet_godc import compiled_loops
 from nnunet_godc.ops._geometry import Geometry
 
 CHUNK_BYTES = 4 * 2**20  # of columns: they stay in the cache between being gathered and being multiplied
@@ -35,22 +29,16 @@ Array = NDArray[Any]
 @cache
 def why_unusable() -> str | None:
     """None where numba is installed and compiles the loops, else the reason; a failure is warned about once."""
-    if find_spec("numba") is None:
-        return "numba is not installed; install it with: pip install numba"
-    try:
-        _kernels()
-        one = torch.ones(1, 1, 2, 2, 2)
-        offset = torch.zeros(1, 3, 2, 2, 2)
-        kernel = torch.ones(1, 1, 1, 1, 1)
-        backward(one, one, offset, kernel, None, [0, 0, 0], [1, 1, 1], 1)
-        forward(one, offset, kernel, None, None, [0, 0, 0], [1, 1, 1], 1)
-    except Exception as error:  # numba raises what LLVM, the file system or its own typing raise
-        reason = f"numba cannot compile here ({type(error).__name__}); reinstall numba and llvmlite"
-        warnings.warn(
-            f"nnunet-godc: {reason}; deformable convolutions take the slower reference", RuntimeWarning, stacklevel=2
-        )
-        return reason
-    return None
+    return compiled_loops.why_unusable(_try, "deformable convolutions take the slower reference")
+
+
+def _try() -> None:
+    _kernels()
+    one = torch.ones(1, 1, 2, 2, 2)
+    offset = torch.zeros(1, 3, 2, 2, 2)
+    kernel = torch.ones(1, 1, 1, 1, 1)
+    backward(one, one, offset, kernel, None, [0, 0, 0], [1, 1, 1], 1)
+    forward(one, offset, kernel, None, None, [0, 0, 0], [1, 1, 1], 1)
 
 
 def supports(input: Tensor, offset: Tensor, weight: Tensor, offset_groups: int) -> bool:
@@ -191,16 +179,16 @@ class _Call:
     ) -> None:
         """Run a loop over the voxels of a chunk, a part of them in every thread."""
         run = partial(loop, *self._arguments(sample, table), first)
-        parts = _parts(first, last, torch.get_num_threads())
-        _in_threads([partial(run, start, stop, *arrays) for start, stop in parts])
+        parts = compiled_loops.parts(first, last, torch.get_num_threads())
+        compiled_loops.in_threads([partial(run, start, stop, *arrays) for start, stop in parts])
 
     def by_channels(
         self, loop: Callable[..., None], sample: int, first: int, last: int, table: Array, arrays: tuple[Array, ...]
     ) -> None:
         """Run a loop over a chunk, a part of the channels in every thread."""
         run = partial(loop, *self._arguments(sample, table), first, first, last)
-        parts = _parts(0, self._channels, min(torch.get_num_threads(), self._channels // CHANNELS_PER_THREAD))
-        _in_threads([partial(run, begin, end, *arrays) for begin, end in parts])
+        parts = compiled_loops.parts(0, self._channels, min(torch.get_num_threads(), self._channels // CHANNELS_PER_THREAD))
+        compiled_loops.in_threads([partial(run, begin, end, *arrays) for begin, end in parts])
 
     def _arguments(self, sample: int, table: Array) -> tuple[Any, ...]:
         return (
@@ -214,34 +202,6 @@ class _Call:
         )
 
 
-def _parts(first: int, last: int, count: int) -> list[tuple[int, int]]:
-    bounds = np.linspace(first, last, max(1, count) + 1).astype(int).tolist()
-    return [(start, stop) for start, stop in pairwise(bounds) if stop > start]
-
-
-def _in_threads(tasks: list[partial[None]]) -> None:
-    first, *others = tasks
-    waiting = [_pool(os.getpid(), torch.get_num_threads()).submit(task) for task in others]
-    first()
-    for future in waiting:
-        future.result()
-
-
-@cache
-def _pool(process: int, threads: int) -> ThreadPoolExecutor:
-    # The threads of another process do not come along when it forks; hence a pool per process.
-    return ThreadPoolExecutor(threads, thread_name_prefix="deform_conv")
-
-
 @cache
 def _kernels() -> ModuleType:
-    """The compiled loops, from numba's cache on disk if this processor has met them before."""
-    from numba import config
-
-    name = "nnunet_godc.ops._numba_kernels"
-    try:
-        return import_module(name)
-    except RuntimeError:
-        # Neither the package's folder nor the user's cache can be written: compile once per process.
-        config.CACHE_DIR = tempfile.mkdtemp(prefix="nnunet_godc_numba_")  # type: ignore[attr-defined]
-        return import_module(name)
+    return compiled_loops.load("nnunet_godc.ops._numba_kernels")
