@@ -187,7 +187,9 @@ class _Call:
     ) -> None:
         """Run a loop over a chunk, a part of the channels in every thread."""
         run = partial(loop, *self._arguments(sample, table), first, first, last)
-        parts = compiled_loops.parts(0, self._channels, min(torch.get_num_threads(), self._channels // CHANNELS_PER_THREAD))
+        parts = compiled_loops.parts(
+            0, self._channels, min(torch.get_num_threads(), self._channels // CHANNELS_PER_THREAD)
+        )
         compiled_loops.in_threads([partial(run, begin, end, *arrays) for begin, end in parts])
 
     def _arguments(self, sample: int, table: Array) -> tuple[Any, ...]:
