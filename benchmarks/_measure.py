@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-Step = Callable[[], None]
+Step = Callable[[], object]
 
 
 @dataclass(frozen=True)
@@ -96,7 +96,7 @@ def write_results(name: str, measurements: list[Measurement], arguments: argpars
     """Writes NAME-DEVICE.json and, as a Markdown table, NAME-DEVICE.md."""
     write_report(
         name,
-        "Forward and backward; median [quartiles] of interleaved rounds; peak memory beyond inputs and parameters.",
+        "Median [quartiles] of interleaved rounds; peak memory beyond inputs and parameters.",
         [
             "| input | candidate | time in ms | memory in MiB |",
             "| --- | --- | --- | --- |",
@@ -188,7 +188,7 @@ def _environment(device: torch.device) -> dict[str, str]:
     }
     if device.type == "cuda":
         environment["gpu"] = f"{torch.cuda.get_device_name(device)}, CUDA {torch.version.cuda}"
-    for package in ("torch", "torchvision", "nnunetv2", "nnunet-godc"):
+    for package in ("torch", "torchvision", "triton", "tvdcn", "nnunetv2", "nnunet-godc"):
         try:
             environment[package] = version(package)
         except PackageNotFoundError:

@@ -1,4 +1,7 @@
-"""deform_conv against torchvision slice by slice, one grid_sample per tap, and a plain convolution as the floor."""
+"""deform_conv against tvdcn, torchvision slice by slice, one grid_sample per tap, and a plain convolution as the floor.
+
+Each of them forward alone, as in prediction, and forward with backward, as in training.
+"""
 
 from __future__ import annotations
 
@@ -18,8 +21,16 @@ try:
     from torchvision.ops import deform_conv2d
 except ImportError:
     deform_conv2d = None
+try:
+    from tvdcn.ops import deform_conv3d  # 1.1 needs torch 2.7
+except ImportError:
+    deform_conv3d = None
 
-SHAPES = [(2, 32, 24, 24, 24), (2, 16, 32, 32, 32), (2, 32, 128, 128)]
+# Shape of the input, and how many axes the offsets move.
+CASES = {
+    "cpu": [((2, 32, 32, 32, 32), 3), ((2, 32, 32, 32, 32), 2), ((2, 64, 24, 24, 24), 3), ((2, 32, 128, 128), 2)],
+    "cuda": [((2, 64, 64, 64, 64), 3), ((2, 64, 64, 64, 64), 2), ((2, 32, 448, 448), 2)],
+}
 KERNEL = 3
 PADDING = KERNEL // 2
 
@@ -70,6 +81,14 @@ def torchvision_2d(input: Tensor, offset: Tensor, weight: Tensor) -> Tensor:
     return result
 
 
+def tvdcn_3d(input: Tensor, offset: Tensor, weight: Tensor) -> Tensor:
+    # its backward fails without a mask and a bias, and its defaults for stride and dilation are refused by itself
+    mask = input.new_ones(offset.shape[0], offset.shape[1] // 3, *offset.shape[2:])
+    ones, paddings = (1, 1, 1), (PADDING, PADDING, PADDING)
+    result: Tensor = deform_conv3d(input, weight, offset, mask, input.new_zeros(len(weight)), ones, paddings, ones)
+    return result
+
+
 def candidates(dimensions: int, displaced: int) -> dict[str, Candidate]:
     """All that compute the same thing, and the plain convolution."""
     chosen: dict[str, Candidate] = {"nnunet_godc deform_conv": ours}
@@ -78,6 +97,8 @@ def candidates(dimensions: int, displaced: int) -> dict[str, Candidate]:
             chosen["torchvision deform_conv2d"] = torchvision_2d
         else:
             chosen["torchvision deform_conv2d, slice by slice"] = torchvision_slice_by_slice
+    if deform_conv3d is not None and displaced == 3:
+        chosen["tvdcn deform_conv3d"] = tvdcn_3d
     if displaced == dimensions:
         chosen[f"{KERNEL**dimensions} x grid_sample"] = grid_sample_per_tap
     chosen[f"conv{dimensions}d, no offsets"] = convolution
@@ -93,7 +114,7 @@ def measure(shape: tuple[int, ...], displaced: int, device: torch.device, second
     offset = torch.randn((shape[0], taps * displaced, *shape[2:]), device=device, requires_grad=True)
     spread = 1 / math.sqrt(shape[1] * taps)
     weight = (torch.randn((shape[1], shape[1], *[KERNEL] * dimensions), device=device) * spread).requires_grad_()
-    steps = {}
+    training, prediction = {}, {}
     expected = ours(input, offset, weight).detach()
     for name, candidate in candidates(dimensions, displaced).items():
         leaves = [input, weight]
@@ -101,9 +122,14 @@ def measure(shape: tuple[int, ...], displaced: int, device: torch.device, second
             leaves.append(offset)
             # a rival that computes something else would make the comparison worthless
             torch.testing.assert_close(candidate(input, offset, weight).detach(), expected, rtol=1e-3, atol=1e-3)
-        steps[name] = forward_backward(partial(candidate, input, offset, weight), leaves)
+        call = partial(candidate, input, offset, weight)
+        training[name] = forward_backward(call, leaves)
+        prediction[name] = torch.no_grad()(call)
     case = f"{' x '.join(map(str, shape))}, {'in-plane' if displaced < dimensions else f'{dimensions}D'} offsets"
-    return compare(case, steps, device, seconds)
+    return [
+        *compare(f"{case}, forward", prediction, device, seconds),
+        *compare(f"{case}, forward and backward", training, device, seconds),
+    ]
 
 
 def main() -> None:
@@ -111,15 +137,14 @@ def main() -> None:
     device = torch.device(arguments.device)
     # grid_sample and the convolutions would otherwise round to TF32 where deform_conv does not
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
-    notes = []
-    if deform_conv2d is None:
-        notes.append("torchvision is not installed: its deform_conv2d is left out.")
-        print(notes[0])
+    notes = ["offsets of one voxel, standard deviation"]
+    for package, function in {"torchvision": deform_conv2d, "tvdcn": deform_conv3d}.items():
+        if function is None:
+            notes.append(f"{package} is not installed: its deformable convolution is left out")
+            print(notes[-1])
     measurements = []
-    for shape in SHAPES:
-        dimensions = len(shape) - 2
-        for displaced in [3, 2] if dimensions == 3 else [2]:
-            measurements += measure(shape, displaced, device, arguments.seconds)
+    for shape, displaced in CASES[device.type]:
+        measurements += measure(shape, displaced, device, arguments.seconds)
     write_results("deform_conv", measurements, arguments, notes)
 
 
