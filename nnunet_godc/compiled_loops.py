@@ -16,6 +16,8 @@ from types import ModuleType
 import numpy as np
 import torch
 
+LANES = 8  # floats of a vector in loops written with vectors; arrays are padded to a multiple of it
+
 
 def why_unusable(attempt: Callable[[], None], consequence: str) -> str | None:
     """None where numba is installed and the attempt succeeds, else the reason; a failure is warned about."""

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn import functional as F
 
 from nnunet_godc import compiled_loops
 from nnunet_godc.ops._geometry import Geometry
@@ -64,8 +65,9 @@ def forward(
     for sample in range(call.geometry.batch):
         for first, last in call.chunks():
             call.by_voxels(_kernels().gather, sample, first, last, call.table[sample], (columns,))
+            samples = call.samples(columns, last - first)
             for inputs, outputs, kernel in call.weight_groups():
-                products = kernel @ call.of_group(columns, last - first, inputs).t()  # (out / groups, l)
+                products = kernel @ samples[:, :, inputs].flatten(1).t()  # (out / groups, l)
                 output[sample, outputs, first:last] = products
     if bias is not None:
         output += bias[:, None]
@@ -86,29 +88,27 @@ def backward(
     call = _Call(input, offset, weight, mask, padding, dilation, offset_groups)
     batch = call.geometry.batch
     grad_output = grad_output.flatten(2)  # (B, out, L)
-    grad_table = torch.zeros(call.table.shape).numpy()  # (B, P, in)
+    grad_table = torch.zeros(call.table.shape).numpy()
     grad_offset = torch.empty(call.offset.shape).numpy()
     grad_mask = torch.empty(call.mask.shape).numpy()
     grad_weight = torch.zeros(weight.shape[0], call.geometry.taps * weight.shape[1])  # (out, taps * in / groups)
     columns, grad_columns = call.new_columns(), call.new_columns()
+    rows, weights = call.new_points()
     for sample in range(batch):
         for first, last in call.chunks():
             grad_rows = grad_output[sample, :, first:last].float()  # (out, l)
             for inputs, outputs, kernel in call.weight_groups():
-                into = torch.from_numpy(grad_columns)[: last - first]
-                if call.groups == 1:
-                    torch.mm(grad_rows.t(), kernel, out=into.flatten(1))
-                else:
-                    into[:, :, inputs] = (grad_rows[outputs].t() @ kernel).unflatten(1, (call.geometry.taps, -1))
-            gradients = (grad_columns, columns, grad_offset[sample], grad_mask[sample])
+                call.fill(grad_columns, last - first, inputs, grad_rows[outputs].t(), kernel)
+            gradients = (grad_columns, columns, rows, weights, grad_offset[sample], grad_mask[sample])
             call.by_voxels(_kernels().differentiate, sample, first, last, call.table[sample], gradients)
-            call.by_channels(_kernels().scatter, sample, first, last, grad_table[sample], (grad_columns,))
+            call.scatter(rows, weights, last - first, grad_columns, grad_table[sample])
+            samples = call.samples(columns, last - first)
             for inputs, outputs, _ in call.weight_groups():
-                grad_weight[outputs] += grad_rows[outputs] @ call.of_group(columns, last - first, inputs)
-    grad_input = torch.from_numpy(grad_table).transpose(1, 2).contiguous()
+                grad_weight[outputs] += grad_rows[outputs] @ samples[:, :, inputs].flatten(1)
+    grad_input = call.without_padding(torch.from_numpy(grad_table).view(batch, -1, call.channels)).transpose(1, 2)
     taps_last = grad_weight.view(weight.shape[0], call.geometry.taps, -1).transpose(1, 2).contiguous()
     return (
-        grad_input.view(input.shape).to(input.dtype),
+        grad_input.reshape(input.shape).to(input.dtype),
         torch.from_numpy(grad_offset).view(offset.shape).to(offset.dtype),
         taps_last.view(weight.shape).to(weight.dtype),
         grad_output.new_empty(0) if mask is None else torch.from_numpy(grad_mask).view(mask.shape).to(mask.dtype),
@@ -130,7 +130,13 @@ class _Call:
     ) -> None:
         self.geometry = geometry = Geometry.of(input, offset, weight, padding, dilation, offset_groups)
         batch, taps = geometry.batch, geometry.taps
-        self.table: Array = input.detach().float().flatten(2).transpose(1, 2).contiguous().numpy()  # (B, P, in)
+        self._per_group = input.shape[1] // offset_groups
+        self._padding = -self._per_group % compiled_loops.LANES  # per offset group
+        self.channels = offset_groups * (self._per_group + self._padding)
+        table = input.detach().float().flatten(2).transpose(1, 2)  # (B, P, in)
+        if self._padding:
+            table = F.pad(table.unflatten(2, (offset_groups, -1)), (0, self._padding))
+        self.table: Array = table.contiguous().flatten(1).numpy()  # (B, P * channels)
         self.offset: Array = offset.detach().float().reshape(batch, -1, geometry.voxels_out).contiguous().numpy()
         self.mask: Array = np.empty((batch, 0, 0), dtype=np.float32)
         if mask is not None:
@@ -144,10 +150,6 @@ class _Call:
         self._size = np.array((1, *geometry.input_size)[-3:], dtype=np.int64)
         self._output_size = np.array((1, *geometry.output_size)[-3:], dtype=np.int64)
 
-    @property
-    def _channels(self) -> int:
-        return int(self.table.shape[2])
-
     def chunks(self) -> Iterator[tuple[int, int]]:
         """Ranges of output voxels whose columns fit into the cache."""
         for first in range(0, self.geometry.voxels_out, self._chunk):
@@ -155,21 +157,50 @@ class _Call:
 
     @property
     def _chunk(self) -> int:
-        per_voxel = 4 * self.geometry.taps * self._channels
+        per_voxel = 4 * self.geometry.taps * self.channels
         return min(self.geometry.voxels_out, max(64, CHUNK_BYTES // per_voxel))
 
+    @property
+    def _places(self) -> int:
+        return self._chunk * self.geometry.taps
+
     def new_columns(self) -> Array:
-        """Room for a chunk's columns, (voxels, taps, in); PyTorch's, so that its tools for memory see it."""
-        columns: Array = torch.empty(self._chunk, self.geometry.taps, self._channels).numpy()
+        """Room for a chunk's columns, (voxels * taps * channels,); PyTorch's, so that its tools for memory see it."""
+        columns: Array = torch.zeros(self._places * self.channels).numpy()
         return columns
 
-    def of_group(self, columns: Array, voxels: int, inputs: slice) -> Tensor:
-        """A chunk's columns of one group of the convolution, (voxels, taps * in / groups)."""
-        return torch.from_numpy(columns)[:voxels, :, inputs].flatten(1)
+    def new_points(self) -> tuple[Array, Array]:
+        """Room for the grid points around a chunk's sampling positions, as rows of the table, and their weights."""
+        shape = self._places * self.geometry.offset_groups * self._points
+        return torch.empty(shape, dtype=torch.int32).numpy(), torch.empty(shape).numpy()
+
+    @property
+    def _points(self) -> int:
+        return 1 << self.geometry.displaced_axes
+
+    def samples(self, columns: Array, voxels: int) -> Tensor:
+        """The columns of so many voxels, (voxels, taps, in)."""
+        return self.without_padding(torch.from_numpy(columns).view(self._chunk, -1, self.channels)[:voxels])
+
+    def without_padding(self, values: Tensor) -> Tensor:
+        """(..., channels) to (..., in)."""
+        groups = self.geometry.offset_groups
+        by_group: Tensor = values.unflatten(-1, (groups, -1))
+        return by_group[..., : self._per_group].flatten(-2)
+
+    def fill(self, columns: Array, voxels: int, inputs: slice, left: Tensor, right: Tensor) -> None:
+        """Set the columns of so many voxels and of some input channels to a product, (voxels, taps * inputs)."""
+        into = torch.from_numpy(columns).view(self._chunk, -1, self.channels)[:voxels]
+        if self.groups == 1 and not self._padding:
+            torch.mm(left, right, out=into.flatten(1))
+        else:
+            channels = torch.arange(inputs.start, inputs.stop)
+            padded = channels + channels // self._per_group * self._padding
+            into[:, :, padded] = (left @ right).unflatten(1, (self.geometry.taps, -1))
 
     def weight_groups(self) -> Iterator[tuple[slice, slice, Tensor]]:
         """Input channels, output channels and kernel (out, taps * in) of each group of the convolution."""
-        channels_in, channels_out = self._channels // self.groups, len(self.weight) // self.groups
+        channels_in, channels_out = self.weight.shape[1] // self.geometry.taps, len(self.weight) // self.groups
         for group in range(self.groups):
             outputs = slice(group * channels_out, (group + 1) * channels_out)
             yield slice(group * channels_in, (group + 1) * channels_in), outputs, self.weight[outputs]
@@ -182,15 +213,16 @@ class _Call:
         parts = compiled_loops.parts(first, last, torch.get_num_threads())
         compiled_loops.in_threads([partial(run, start, stop, *arrays) for start, stop in parts])
 
-    def by_channels(
-        self, loop: Callable[..., None], sample: int, first: int, last: int, table: Array, arrays: tuple[Array, ...]
-    ) -> None:
-        """Run a loop over a chunk, a part of the channels in every thread."""
-        run = partial(loop, *self._arguments(sample, table), first, first, last)
-        parts = compiled_loops.parts(
-            0, self._channels, min(torch.get_num_threads(), self._channels // CHANNELS_PER_THREAD)
-        )
-        compiled_loops.in_threads([partial(run, begin, end, *arrays) for begin, end in parts])
+    def scatter(self, rows: Array, weights: Array, voxels: int, grad_columns: Array, grad_table: Array) -> None:
+        """Add to the table's gradient what a chunk gives, a part of the channels in every thread."""
+        groups, places = self.geometry.offset_groups, voxels * self.geometry.taps
+        run = partial(_kernels().scatter, rows, weights, grad_columns, grad_table, self._points, groups, places)
+        lines = -(-self.channels // CHANNELS_PER_THREAD)
+        parts = compiled_loops.parts(0, lines, min(torch.get_num_threads(), lines))
+        bounds = [
+            (CHANNELS_PER_THREAD * first, min(CHANNELS_PER_THREAD * last, self.channels)) for first, last in parts
+        ]
+        compiled_loops.in_threads([partial(run, self.channels, begin, end) for begin, end in bounds])
 
     def _arguments(self, sample: int, table: Array) -> tuple[Any, ...]:
         return (

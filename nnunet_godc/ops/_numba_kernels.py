@@ -6,13 +6,12 @@ work: numba's own threads are not safe after a fork, or not when several threads
 
 Throughout, for one sample of the batch and its output voxels ``first`` to ``last``:
 
-- ``table`` (voxels in, C): the input, channels last.
+- ``table``: the input, channels last, (voxels in * C,); C counts each offset group's channels as a multiple of LANES.
 - ``offset`` (offset groups * taps * displaced axes, voxels out), ``mask`` (offset groups * taps, voxels out) or (0, 0).
 - ``taps`` (taps, 3): each tap's place relative to its voxel, padding taken off. ``size``, ``output_size``: (z, y, x).
-- ``columns`` (voxels of the chunk, taps, C): the samples, or their gradient; voxel ``origin`` is its first row.
-
-Channels are counted by unsigned numbers: for signed ones numba tests each index for being negative, which keeps the
-loop from being vectorised and made it ten times slower.
+- ``columns`` (voxels of the chunk * taps * C,): the samples, or their gradient; voxel ``origin`` is its first.
+- ``rows``, ``weights`` (voxels of the chunk * taps * offset groups * 4 or 8,): each sampling position's grid points, as
+  rows of the table, and their shares in the sample.
 """
 
 from __future__ import annotations
@@ -20,10 +19,11 @@ from __future__ import annotations
 import numba
 import numpy as np
 
-# Sums may be reordered and multiply-adds contracted; NaN keeps its meaning, which numba's fastmath=True would drop.
-_FAST = {"contract", "reassoc", "nsz"}
-_compiled = numba.njit(nogil=True, cache=True, fastmath=_FAST)
-_inlined = numba.njit(nogil=True, fastmath=_FAST, inline="always")
+from nnunet_godc.compiled_loops import LANES
+from nnunet_godc.ops._numba_vectors import FAST, add, load, multiply, scale, store, total, zeros
+
+_compiled = numba.njit(nogil=True, cache=True, fastmath=set(FAST))
+_inlined = numba.njit(nogil=True, fastmath=set(FAST), inline="always")
 
 
 @_inlined
@@ -61,17 +61,26 @@ def _between(regular, shift, extent):  # type: ignore[no-untyped-def]
     )
 
 
+@_inlined
+def _unravel(voxel, size):  # type: ignore[no-untyped-def]
+    return voxel // (size[1] * size[2]), voxel // size[2] % size[1], voxel % size[2]
+
+
+@_inlined
+def _weighted(w00, a, w01, b, w10, c, w11, d):  # type: ignore[no-untyped-def]
+    return add(add(scale(w00, a), scale(w01, b)), add(scale(w10, c), scale(w11, d)))
+
+
 @_compiled
 def gather(table, offset, mask, taps, size, output_size, offset_groups, origin, first, last, columns):  # type: ignore[no-untyped-def]
     """Fill `columns` with the interpolated, modulated samples of output voxels `first` to `last`."""
     count = taps.shape[0]
     axes = offset.shape[0] // (offset_groups * count)
-    channels = table.shape[1] // offset_groups
-    row_z, row_y = size[1] * size[2], size[2]
+    row_x = table.shape[0] // (size[0] * size[1] * size[2])
+    row_y, row_z = row_x * size[2], row_x * size[2] * size[1]
+    channels = row_x // offset_groups
     for voxel in range(first, last):
-        z = voxel // (output_size[1] * output_size[2])
-        y = voxel // output_size[2] % output_size[1]
-        x = voxel % output_size[2]
+        z, y, x = _unravel(voxel, output_size)
         for group in range(offset_groups):
             begin, end = group * channels, (group + 1) * channels
             for tap in range(count):
@@ -82,25 +91,52 @@ def gather(table, offset, mask, taps, size, output_size, offset_groups, origin, 
                     wx0 *= mask[entry, voxel]
                     wx1 *= mask[entry, voxel]
                 w00, w01, w10, w11 = wy0 * wx0, wy0 * wx1, wy1 * wx0, wy1 * wx1
-                r00, r01, r10, r11 = y0 * row_y + x0, y0 * row_y + x1, y1 * row_y + x0, y1 * row_y + x1
-                sample = columns[voxel - origin, tap]
+                y0, y1, x0, x1 = y0 * row_y, y1 * row_y, x0 * row_x, x1 * row_x
+                sample = ((voxel - origin) * count + tap) * row_x
                 if axes == 2:
                     plane, _, inside, _, _, _ = _on_grid(z + taps[tap, 0], size[0])
                     plane *= row_z
                     w00, w01, w10, w11 = inside * w00, inside * w01, inside * w10, inside * w11
-                    a, b, c, d = table[plane + r00], table[plane + r01], table[plane + r10], table[plane + r11]
-                    for i in range(np.uint64(begin), np.uint64(end)):
-                        sample[i] = w00 * a[i] + w01 * b[i] + w10 * c[i] + w11 * d[i]
+                    a, b, c, d = plane + y0 + x0, plane + y0 + x1, plane + y1 + x0, plane + y1 + x1
+                    for i in range(begin, end, LANES):
+                        value = _weighted(
+                            w00,
+                            load(table, a + i),
+                            w01,
+                            load(table, b + i),
+                            w10,
+                            load(table, c + i),
+                            w11,
+                            load(table, d + i),
+                        )
+                        store(columns, sample + i, value)
                 else:
                     z0, z1, wz0, wz1, _, _ = _between(z + taps[tap, 0], offset[entry * axes, voxel], size[0])
-                    z0 *= row_z
-                    z1 *= row_z
-                    a, b, c, d = table[z0 + r00], table[z0 + r01], table[z0 + r10], table[z0 + r11]
-                    e, f, g, h = table[z1 + r00], table[z1 + r01], table[z1 + r10], table[z1 + r11]
-                    for i in range(np.uint64(begin), np.uint64(end)):
-                        low = w00 * a[i] + w01 * b[i] + w10 * c[i] + w11 * d[i]
-                        high = w00 * e[i] + w01 * f[i] + w10 * g[i] + w11 * h[i]
-                        sample[i] = wz0 * low + wz1 * high
+                    z0, z1 = z0 * row_z, z1 * row_z
+                    a, b, c, d = z0 + y0 + x0, z0 + y0 + x1, z0 + y1 + x0, z0 + y1 + x1
+                    e, f, g, h = z1 + y0 + x0, z1 + y0 + x1, z1 + y1 + x0, z1 + y1 + x1
+                    for i in range(begin, end, LANES):
+                        low = _weighted(
+                            w00,
+                            load(table, a + i),
+                            w01,
+                            load(table, b + i),
+                            w10,
+                            load(table, c + i),
+                            w11,
+                            load(table, d + i),
+                        )
+                        high = _weighted(
+                            w00,
+                            load(table, e + i),
+                            w01,
+                            load(table, f + i),
+                            w10,
+                            load(table, g + i),
+                            w11,
+                            load(table, h + i),
+                        )
+                        store(columns, sample + i, add(scale(wz0, low), scale(wz1, high)))
 
 
 @_compiled
@@ -117,111 +153,99 @@ def differentiate(  # type: ignore[no-untyped-def]
     last,
     grad_columns,
     columns,
+    rows,
+    weights,
     grad_offset,
     grad_mask,
 ):
-    """Fill `columns` as `gather` does, and the gradients by offset and mask, from the gradient by the columns."""
+    """Fill `columns` as `gather` does, `rows` and `weights`, and the gradients by offset and mask."""
     count = taps.shape[0]
     axes = offset.shape[0] // (offset_groups * count)
-    channels = table.shape[1] // offset_groups
-    row_z, row_y = size[1] * size[2], size[2]
-    zero = np.float32(0)
+    points = 1 << axes
+    row_x = table.shape[0] // (size[0] * size[1] * size[2])
+    row_y, row_z = row_x * size[2], row_x * size[2] * size[1]
+    channels = row_x // offset_groups
     for voxel in range(first, last):
-        z = voxel // (output_size[1] * output_size[2])
-        y = voxel // output_size[2] % output_size[1]
-        x = voxel % output_size[2]
+        z, y, x = _unravel(voxel, output_size)
         for group in range(offset_groups):
             begin, end = group * channels, (group + 1) * channels
             for tap in range(count):
                 entry = group * count + tap
                 y0, y1, wy0, wy1, sy0, sy1 = _between(y + taps[tap, 1], offset[(entry + 1) * axes - 2, voxel], size[1])
                 x0, x1, wx0, wx1, sx0, sx1 = _between(x + taps[tap, 2], offset[(entry + 1) * axes - 1, voxel], size[2])
-                modulation = mask[entry, voxel] if mask.shape[0] else np.float32(1)
-                w00, w01, w10, w11 = wy0 * wx0, wy0 * wx1, wy1 * wx0, wy1 * wx1
-                r00, r01, r10, r11 = y0 * row_y + x0, y0 * row_y + x1, y1 * row_y + x0, y1 * row_y + x1
-                sample, grad = columns[voxel - origin, tap], grad_columns[voxel - origin, tap]
                 if axes == 2:
-                    z0, _, wz0, wz1, sz0, sz1 = _on_grid(z + taps[tap, 0], size[0])
+                    z0, z1, wz0, wz1, sz0, sz1 = _on_grid(z + taps[tap, 0], size[0])
                 else:
                     z0, z1, wz0, wz1, sz0, sz1 = _between(z + taps[tap, 0], offset[entry * axes, voxel], size[0])
-                z0 *= row_z
-                a, b, c, d = table[z0 + r00], table[z0 + r01], table[z0 + r10], table[z0 + r11]
-                # <grad, x> of every grid point, in the order (z, y, x).
-                p000 = p001 = p010 = p011 = p100 = p101 = p110 = p111 = zero
-                low = modulation * wz0
-                if axes == 2:
-                    for i in range(np.uint64(begin), np.uint64(end)):
-                        sample[i] = low * (w00 * a[i] + w01 * b[i] + w10 * c[i] + w11 * d[i])
-                        p000 += grad[i] * a[i]
-                        p001 += grad[i] * b[i]
-                        p010 += grad[i] * c[i]
-                        p011 += grad[i] * d[i]
-                else:
-                    z1 *= row_z
-                    e, f, g, h = table[z1 + r00], table[z1 + r01], table[z1 + r10], table[z1 + r11]
-                    high = modulation * wz1
-                    for i in range(np.uint64(begin), np.uint64(end)):
-                        below = w00 * a[i] + w01 * b[i] + w10 * c[i] + w11 * d[i]
-                        above = w00 * e[i] + w01 * f[i] + w10 * g[i] + w11 * h[i]
-                        sample[i] = low * below + high * above
-                        p000 += grad[i] * a[i]
-                        p001 += grad[i] * b[i]
-                        p010 += grad[i] * c[i]
-                        p011 += grad[i] * d[i]
-                        p100 += grad[i] * e[i]
-                        p101 += grad[i] * f[i]
-                        p110 += grad[i] * g[i]
-                        p111 += grad[i] * h[i]
-                p00, p01 = wz0 * p000 + wz1 * p100, wz0 * p001 + wz1 * p101
-                p10, p11 = wz0 * p010 + wz1 * p110, wz0 * p011 + wz1 * p111
-                by_y = sy0 * (wx0 * p00 + wx1 * p01) + sy1 * (wx0 * p10 + wx1 * p11)
-                by_x = wy0 * (sx0 * p00 + sx1 * p01) + wy1 * (sx0 * p10 + sx1 * p11)
-                grad_offset[(entry + 1) * axes - 2, voxel] = modulation * by_y
-                grad_offset[(entry + 1) * axes - 1, voxel] = modulation * by_x
+                modulation = mask[entry, voxel] if mask.shape[0] else np.float32(1)
+                w00, w01, w10, w11 = wy0 * wx0, wy0 * wx1, wy1 * wx0, wy1 * wx1
+                low, high = modulation * wz0, modulation * wz1
+
+                place = (voxel - origin) * count + tap
+                point = (place * offset_groups + group) * points
+                plane, line0, line1 = z0 * size[1] * size[2], y0 * size[2], y1 * size[2]
+                rows[point], rows[point + 1] = plane + line0 + x0, plane + line0 + x1
+                rows[point + 2], rows[point + 3] = plane + line1 + x0, plane + line1 + x1
+                weights[point], weights[point + 1] = low * w00, low * w01
+                weights[point + 2], weights[point + 3] = low * w10, low * w11
                 if axes == 3:
-                    below = w00 * p000 + w01 * p001 + w10 * p010 + w11 * p011
-                    above = w00 * p100 + w01 * p101 + w10 * p110 + w11 * p111
-                    grad_offset[entry * axes, voxel] = modulation * (sz0 * below + sz1 * above)
+                    plane = z1 * size[1] * size[2]
+                    rows[point + 4], rows[point + 5] = plane + line0 + x0, plane + line0 + x1
+                    rows[point + 6], rows[point + 7] = plane + line1 + x0, plane + line1 + x1
+                    weights[point + 4], weights[point + 5] = high * w00, high * w01
+                    weights[point + 6], weights[point + 7] = high * w10, high * w11
+
+                y0, y1, x0, x1, z0, z1 = y0 * row_y, y1 * row_y, x0 * row_x, x1 * row_x, z0 * row_z, z1 * row_z
+                a, b, c, d = z0 + y0 + x0, z0 + y0 + x1, z0 + y1 + x0, z0 + y1 + x1
+                e, f, g, h = z1 + y0 + x0, z1 + y0 + x1, z1 + y1 + x0, z1 + y1 + x1
+                sample = place * row_x
+                # grad * x at every grid point, in the order (z, y, x), to be summed over the lanes
+                p000 = p001 = p010 = p011 = p100 = p101 = p110 = p111 = zeros()
+                for i in range(begin, end, LANES):
+                    grad = load(grad_columns, sample + i)
+                    v00, v01, v10, v11 = load(table, a + i), load(table, b + i), load(table, c + i), load(table, d + i)
+                    value = scale(low, _weighted(w00, v00, w01, v01, w10, v10, w11, v11))
+                    p000, p001 = add(p000, multiply(grad, v00)), add(p001, multiply(grad, v01))
+                    p010, p011 = add(p010, multiply(grad, v10)), add(p011, multiply(grad, v11))
+                    if axes == 3:
+                        v00, v01 = load(table, e + i), load(table, f + i)
+                        v10, v11 = load(table, g + i), load(table, h + i)
+                        value = add(value, scale(high, _weighted(w00, v00, w01, v01, w10, v10, w11, v11)))
+                        p100, p101 = add(p100, multiply(grad, v00)), add(p101, multiply(grad, v01))
+                        p110, p111 = add(p110, multiply(grad, v10)), add(p111, multiply(grad, v11))
+                    store(columns, sample + i, value)
+
+                p00, p01 = add(scale(wz0, p000), scale(wz1, p100)), add(scale(wz0, p001), scale(wz1, p101))
+                p10, p11 = add(scale(wz0, p010), scale(wz1, p110)), add(scale(wz0, p011), scale(wz1, p111))
+                by_y = _weighted(sy0 * wx0, p00, sy0 * wx1, p01, sy1 * wx0, p10, sy1 * wx1, p11)
+                by_x = _weighted(wy0 * sx0, p00, wy0 * sx1, p01, wy1 * sx0, p10, wy1 * sx1, p11)
+                grad_offset[(entry + 1) * axes - 2, voxel] = modulation * total(by_y)
+                grad_offset[(entry + 1) * axes - 1, voxel] = modulation * total(by_x)
+                if axes == 3:
+                    below = _weighted(w00, p000, w01, p001, w10, p010, w11, p011)
+                    above = _weighted(w00, p100, w01, p101, w10, p110, w11, p111)
+                    grad_offset[entry * axes, voxel] = modulation * total(add(scale(sz0, below), scale(sz1, above)))
                 if mask.shape[0]:
-                    grad_mask[entry, voxel] = w00 * p00 + w01 * p01 + w10 * p10 + w11 * p11
+                    grad_mask[entry, voxel] = total(_weighted(w00, p00, w01, p01, w10, p10, w11, p11))
 
 
 @_compiled
-def scatter(  # type: ignore[no-untyped-def]
-    grad_table, offset, mask, taps, size, output_size, offset_groups, origin, first, last, begin, end, grad_columns
-):
-    """Add the gradient by the columns to that by the table, for channels `begin` to `end` alone.
+def scatter(rows, weights, grad_columns, grad_table, points, offset_groups, places, channels, begin, end):  # type: ignore[no-untyped-def]
+    """Add the gradient by the columns to that by the table, for channels `begin` to `end` of `channels` alone.
 
     Threads share this work by channels, not by voxels: then no two of them ever add to one number, and the order of the
-    additions, hence the result, does not depend on how many there are.
+    additions, hence the result, does not depend on how many there are. `places` counts the chunk's voxels times taps.
     """
-    count = taps.shape[0]
-    axes = offset.shape[0] // (offset_groups * count)
-    channels = grad_table.shape[1] // offset_groups
-    row_z, row_y = size[1] * size[2], size[2]
-    for voxel in range(first, last):
-        z = voxel // (output_size[1] * output_size[2])
-        y = voxel // output_size[2] % output_size[1]
-        x = voxel % output_size[2]
-        for group in range(begin // channels, (end - 1) // channels + 1):
-            start, stop = max(begin, group * channels), min(end, (group + 1) * channels)
-            for tap in range(count):
-                entry = group * count + tap
-                y0, y1, wy0, wy1, _, _ = _between(y + taps[tap, 1], offset[(entry + 1) * axes - 2, voxel], size[1])
-                x0, x1, wx0, wx1, _, _ = _between(x + taps[tap, 2], offset[(entry + 1) * axes - 1, voxel], size[2])
-                if mask.shape[0]:
-                    wx0 *= mask[entry, voxel]
-                    wx1 *= mask[entry, voxel]
-                if axes == 2:
-                    z0, z1, wz0, wz1, _, _ = _on_grid(z + taps[tap, 0], size[0])
-                else:
-                    z0, z1, wz0, wz1, _, _ = _between(z + taps[tap, 0], offset[entry * axes, voxel], size[0])
-                grad = grad_columns[voxel - origin, tap]
-                for corner in range(4 if axes == 2 else 8):
-                    # Weights of 0 are left out: next to the border two grid points may be one and the same.
-                    weight = (wy1 if corner & 2 else wy0) * (wx1 if corner & 1 else wx0) * (wz1 if corner & 4 else wz0)
-                    row = (z1 if corner & 4 else z0) * row_z + (y1 if corner & 2 else y0) * row_y
-                    target = grad_table[row + (x1 if corner & 1 else x0)]
-                    if weight != 0:
-                        for i in range(np.uint64(start), np.uint64(stop)):
-                            target[i] += weight * grad[i]
+    per_group = channels // offset_groups
+    for group in range(begin // per_group, (end - 1) // per_group + 1):
+        start, stop = max(begin, group * per_group), min(end, (group + 1) * per_group)
+        for place in range(places):
+            point = (place * offset_groups + group) * points
+            for corner in range(point, point + points):
+                weight = weights[corner]
+                # Weights of 0 are left out: next to the border two grid points may be one and the same.
+                if weight != 0:
+                    target, source = np.int64(rows[corner]) * channels, place * channels
+                    for i in range(start, stop, LANES):
+                        addition = scale(weight, load(grad_columns, source + i))
+                        store(grad_table, target + i, add(load(grad_table, target + i), addition))
