@@ -25,13 +25,13 @@ class _Vector(types.Type):
     pass
 
 
-vector = _Vector(f"float32x{LANES}")  # type: ignore[no-untyped-call]
+vector = _Vector(f"float32x{LANES}")
 
 
 @register_model(_Vector)
 class _VectorModel(models.PrimitiveModel):
     def __init__(self, manager: Any, kind: Any) -> None:
-        super().__init__(manager, kind, _LLVM)
+        super().__init__(manager, kind, _LLVM)  # type: ignore[no-untyped-call]
 
 
 def _intrinsic(function: Callable[..., Any]) -> Callable[..., Any]:
