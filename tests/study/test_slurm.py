@@ -1,0 +1,311 @@
+"""A study on Slurm: what is submitted, and what becomes of it when jobs fail, are killed, preempted or run out of time.
+
+`.ci/slurm COMMAND` starts a cluster of one node for a command.
+"""
+
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from nnunet_godc.errors import UserError
+from nnunet_godc.study import slurm
+from nnunet_godc.study.folder import State, job_folder, read_state, write_jobs
+from nnunet_godc.study.jobs import Job, Resources, Resume
+from nnunet_godc.study.slurm import SlurmExecutor
+
+SECONDS_TO_WAIT = 120
+
+
+def ask(*command: str) -> str:
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+
+
+class Study:
+    """Jobs in a folder, and an executor for them."""
+
+    def __init__(self, folder: Path, jobs: Sequence[Job], options: Mapping[str, Any]) -> None:
+        self.folder, self.jobs, self.executor = folder, jobs, SlurmExecutor(options)
+        write_jobs(folder, jobs)
+
+    def run(self) -> None:
+        self.executor.run(self.folder, self.jobs)
+
+    def state(self, name: str) -> State:
+        return read_state(self.folder, name)
+
+    def statuses(self) -> dict[str, str]:
+        self.executor.refresh(self.folder, self.jobs)
+        return {job.id: self.state(job.id).status for job in self.jobs}
+
+    def log(self, name: str) -> str:
+        return job_folder(self.folder, name).log.read_text()
+
+    def slurm_id(self, name: str) -> str:
+        return self.state(name).scheduler_id
+
+    def wait(self) -> dict[str, str]:
+        """Until nothing runs or waits any more."""
+        return self.wait_until(lambda: not {"queued", "running", "interrupted"} & set(self.statuses().values()))
+
+    def wait_until(self, condition: Callable[[], bool]) -> dict[str, str]:
+        deadline = time.monotonic() + SECONDS_TO_WAIT
+        while not condition():
+            assert time.monotonic() < deadline, {job.id: self.state(job.id) for job in self.jobs}
+            time.sleep(0.2)
+        return self.statuses()
+
+
+@pytest.fixture(scope="session")
+def cluster() -> None:
+    try:
+        subprocess.run(["scontrol", "ping"], check=True, capture_output=True)
+    except (FileNotFoundError, subprocess.CalledProcessError):
+        pytest.skip("no Slurm answers here; `.ci/slurm make test-slurm` starts one")
+
+
+MakeStudy = Callable[..., Study]
+
+
+@pytest.fixture
+def make_study(cluster: None, tmp_path: Path) -> Iterator[MakeStudy]:
+    """Makes a study of the given jobs, and cancels it at the end."""
+    studies = []
+
+    def make(*jobs: Job, **options: Any) -> Study:
+        studies.append(Study(tmp_path / f"study{len(studies)}", jobs, options))
+        return studies[-1]
+
+    yield make
+    for study in studies:
+        study.executor.cancel(study.folder, study.jobs)
+
+
+def make_job(name: str, script: str = "", *, kind: str = "train", **fields: Any) -> Job:
+    fields.setdefault("resources", Resources(minutes=5))
+    return Job(id=name, kind=kind, command=("python", "-c", script), **fields)  # type: ignore[arg-type]
+
+
+def make_training(name: str, checkpoint: Path, **fields: Any) -> Job:
+    """Writes its checkpoint at once and never ends, unless it goes on from the checkpoint."""
+    script = f"import sys, time; '--c' in sys.argv or (open({str(checkpoint)!r}, 'w').close(), time.sleep(3600))"
+    return make_job(name, script, resume=(Resume(str(checkpoint), ("--c",)),), **fields)
+
+
+@pytest.mark.slurm
+def test_a_failed_job_stops_its_dependents_and_no_others(make_study: MakeStudy, tmp_path: Path) -> None:
+    mended = tmp_path / "mended"
+    study = make_study(
+        make_job("plan", kind="plan"),
+        make_job("train-0", depends_on=("plan",)),
+        make_job("train-1", f"open({str(mended)!r})", depends_on=("plan",)),
+        make_job("train-2", depends_on=("plan",)),
+        make_job("predict-0", kind="predict", depends_on=("train-0",)),
+        make_job("predict-1", kind="predict", depends_on=("train-1",)),
+        make_job("evaluate-0", kind="evaluate", depends_on=("predict-0", "plan")),
+        make_job("evaluate-1", kind="evaluate", depends_on=("predict-1", "plan")),
+    )
+    study.run()
+    done = {"plan": "done", "train-0": "done", "train-2": "done", "predict-0": "done", "evaluate-0": "done"}
+    assert study.wait() == {**done, "train-1": "failed", "predict-1": "not run", "evaluate-1": "not run"}
+    assert "No such file" in study.log("train-1")
+    assert not job_folder(study.folder, "predict-1").log.exists()
+
+    mended.touch()
+    study.run()
+    assert set(study.wait().values()) == {"done"}
+    assert {name: study.state(name).attempts for name in ("plan", "train-0", "train-1", "predict-1")} == {
+        "plan": 1,
+        "train-0": 1,
+        "train-1": 2,
+        "predict-1": 1,
+    }
+
+
+@pytest.mark.slurm
+def test_jobs_of_one_kind_and_need_make_one_array(make_study: MakeStudy) -> None:
+    large = Resources(cpus=2, memory_gb=0.5, minutes=7)
+    study = make_study(
+        *(make_job(f"small-{index}") for index in range(3)),
+        *(make_job(f"large-{index}", resources=large) for index in range(2)),
+        parallel=1,
+    )
+    study.run()
+    small = [study.slurm_id(f"small-{index}") for index in range(3)]
+    array = small[0].removesuffix("_0")
+    assert small == [f"{array}_0", f"{array}_1", f"{array}_2"]
+    assert "ArrayTaskThrottle=1" in ask("scontrol", "show", "job", array)
+    description = ask("scontrol", "show", "job", study.slurm_id("large-1"))
+    assert not study.slurm_id("large-1").startswith(array)
+    for asked in ("CPUs/Task=2", "MinMemoryNode=512M", "TimeLimit=00:07:00", "Requeue=1"):
+        assert asked in description
+    assert set(study.wait().values()) == {"done"}
+
+
+@pytest.mark.slurm
+def test_a_job_sees_the_cores_it_asked_for_and_what_the_set_up_set(make_study: MakeStudy) -> None:
+    script = "import os; print(*(os.environ[name] for name in ('SLURM_CPUS_PER_TASK', 'SET_UP', 'OWN')))"
+    study = make_study(
+        make_job("job", script, resources=Resources(cpus=2, minutes=5), environment={"OWN": "own"}),
+        setup=["export SET_UP=before"],
+        extra={"comment": "asked for"},
+    )
+    study.run()
+    assert study.wait() == {"job": "done"}
+    assert "2 before own\n" in study.log("job")
+    assert "Comment=asked for" in ask("scontrol", "show", "job", study.slurm_id("job"))
+
+
+@pytest.mark.slurm
+def test_a_requeued_training_goes_on_from_its_checkpoint(make_study: MakeStudy, tmp_path: Path) -> None:
+    checkpoint = tmp_path / "checkpoint"
+    study = make_study(make_training("train", checkpoint), make_job("predict", kind="predict", depends_on=("train",)))
+    study.run()
+    study.wait_until(checkpoint.exists)
+    ask("scontrol", "requeue", study.slurm_id("train"))
+    assert study.wait() == {"train": "done", "predict": "done"}
+    assert study.state("train").attempts == 2
+
+
+@pytest.mark.slurm
+def test_a_killed_training_has_failed_and_the_next_run_goes_on_from_its_checkpoint(
+    make_study: MakeStudy, tmp_path: Path
+) -> None:
+    checkpoint = tmp_path / "checkpoint"
+    study = make_study(make_training("train", checkpoint), make_job("predict", kind="predict", depends_on=("train",)))
+    study.run()
+    study.wait_until(checkpoint.exists)
+    state = study.state("train")
+    assert state.pid
+    assert state.group
+    os.kill(state.pid, signal.SIGKILL)
+    os.killpg(state.group, signal.SIGKILL)
+    assert study.wait() == {"train": "failed", "predict": "not run"}
+    assert "FAILED" in study.state("train").note
+    study.run()
+    assert study.wait() == {"train": "done", "predict": "done"}
+
+
+@pytest.mark.slurm
+def test_a_training_cancelled_behind_the_studys_back_goes_on_with_the_next_run(
+    make_study: MakeStudy, tmp_path: Path
+) -> None:
+    checkpoint = tmp_path / "checkpoint"
+    study = make_study(make_training("train", checkpoint), make_job("predict", kind="predict", depends_on=("train",)))
+    study.run()
+    study.wait_until(checkpoint.exists)
+    ask("scancel", "--signal=KILL", study.slurm_id("train"))
+    study.wait_until(lambda: study.statuses() == {"train": "interrupted", "predict": "pending"})
+    study.run()
+    assert study.wait() == {"train": "done", "predict": "done"}
+
+
+@pytest.mark.slurm
+def test_at_the_time_limit_only_what_can_go_on_is_requeued(make_study: MakeStudy, tmp_path: Path) -> None:
+    one_minute = Resources(minutes=1)
+    first = make_study(
+        make_training("train", tmp_path / "first", resources=one_minute),
+        make_job("preprocess", "import time; time.sleep(3600)", kind="preprocess", resources=one_minute),
+    )
+    second = make_study(make_training("train", tmp_path / "second", resources=one_minute), requeues=0)
+    first.run()
+    second.run()
+    assert first.wait() == {"train": "done", "preprocess": "failed"}
+    assert second.wait() == {"train": "failed"}
+    assert first.state("train").attempts == 2
+    assert "reached its time limit" in first.state("preprocess").note
+    assert "too many times" in second.state("train").note
+
+
+@pytest.mark.slurm
+def test_a_second_run_submits_nothing_twice(make_study: MakeStudy, tmp_path: Path) -> None:
+    checkpoint = tmp_path / "checkpoint"
+    study = make_study(make_training("train", checkpoint), make_job("predict", kind="predict", depends_on=("train",)))
+    study.run()
+    study.wait_until(checkpoint.exists)
+    before = [study.slurm_id(job.id) for job in study.jobs]
+    study.run()
+    assert [study.slurm_id(job.id) for job in study.jobs] == before
+    assert study.statuses() == {"train": "running", "predict": "queued"}
+
+
+@pytest.mark.slurm
+def test_a_cancelled_study_goes_on_with_the_next_run(make_study: MakeStudy, tmp_path: Path) -> None:
+    checkpoint = tmp_path / "checkpoint"
+    study = make_study(make_training("train", checkpoint), make_job("predict", kind="predict", depends_on=("train",)))
+    study.run()
+    study.wait_until(checkpoint.exists)
+    assert study.executor.cancel(study.folder, study.jobs) == 2
+    assert study.statuses() == {"train": "interrupted", "predict": "pending"}
+    assert study.executor.cancel(study.folder, study.jobs) == 0
+    study.run()
+    assert study.wait() == {"train": "done", "predict": "done"}
+    assert study.state("train").attempts == 2
+
+
+@pytest.mark.slurm
+def test_what_slurm_refuses_is_told_and_leaves_no_job(make_study: MakeStudy) -> None:
+    study = make_study(make_job("train"), partition="nonesuch")
+    with pytest.raises(UserError, match=r"train.*invalid partition"):
+        study.run()
+    assert study.statuses() == {"train": "pending"}
+
+
+@pytest.mark.slurm
+def test_without_a_time_limit_of_its_own_a_job_gets_the_partitions(make_study: MakeStudy) -> None:
+    study = make_study(make_job("train", resources=Resources()))
+    study.run()
+    limit = ask("sinfo", "--noheader", "--format=%l").strip()
+    described = ask("squeue", "--states=all", "--noheader", "--format=%l", "--jobs", study.slurm_id("train"))
+    assert described.strip().lower() in (limit, "unlimited")
+
+
+@pytest.mark.slurm
+def test_a_partition_that_does_not_exist_is_told(make_study: MakeStudy) -> None:
+    study = make_study(make_job("train", resources=Resources()), partition="nonesuch")
+    with pytest.raises(UserError, match="no partition nonesuch"):
+        study.run()
+
+
+@pytest.mark.slurm
+def test_ctrl_c_during_submission_loses_no_job(make_study: MakeStudy, monkeypatch: pytest.MonkeyPatch) -> None:
+    study = make_study(make_job("train"), make_job("predict", kind="predict", depends_on=("train",)))
+    command = slurm._slurm
+
+    def interrupted(*words: str) -> str:
+        if words[:2] == ("scontrol", "release"):
+            signal.raise_signal(signal.SIGINT)
+        return command(*words)
+
+    monkeypatch.setattr(slurm, "_slurm", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        study.run()
+    monkeypatch.undo()
+    assert study.state("train").status in ("queued", "running", "done")
+    assert study.state("predict").status == "pending"
+    study.run()
+    assert study.wait() == {"train": "done", "predict": "done"}
+    assert study.state("train").attempts == 1
+
+
+@pytest.mark.slurm
+def test_a_study_can_be_submitted_from_inside_a_job(make_study: MakeStudy, monkeypatch: pytest.MonkeyPatch) -> None:
+    # srun ends at once where both of the last two are set
+    for name, value in {"SLURM_JOB_ID": "1", "SLURM_MEM_PER_CPU": "100", "SLURM_MEM_PER_NODE": "100"}.items():
+        monkeypatch.setenv(name, value)
+    study = make_study(make_job("train"))
+    study.run()
+    assert os.environ["SLURM_JOB_ID"] == "1"
+    assert study.wait() == {"train": "done"}
+
+
+def test_without_slurm_the_error_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    study = Study(tmp_path / "study", [make_job("train")], {})
+    with pytest.raises(UserError, match="is not to be found"):
+        study.run()
