@@ -31,6 +31,7 @@ from nnunet_godc.conversion.problems import CaseError
 from nnunet_godc.conversion.splits import draw_folds, read_folds
 from nnunet_godc.conversion.tables import check_known_cases, read_spacings
 from nnunet_godc.errors import UserError
+from nnunet_godc.workers import available_cores
 
 FOLDS = 5
 WARNINGS_SHOWN = 20  # all of them stand in conversion.json
@@ -62,7 +63,9 @@ def add_arguments(parser: argparse.ArgumentParser, converter: Converter) -> None
     parser.add_argument(
         "-o", type=Path, metavar="DIR", help="folder of raw datasets, default: what the variable nnUNet_raw names"
     )
-    parser.add_argument("-np", type=int, default=_cores(), help="worker processes, default: %(default)s; 0 for none")
+    parser.add_argument(
+        "-np", type=int, default=available_cores(), help="worker processes, default: %(default)s; 0 for none"
+    )
     parser.add_argument("--overwrite", action="store_true", help="replace a dataset of that ID that is there")
     parser.add_argument("--dry-run", action="store_true", help="look at the headers, say what would be done, stop")
     labels = parser.add_argument_group("labels")
@@ -295,9 +298,3 @@ class _Progress:
         self._done += 1
         self._bar.set_description(f"{self._done}/{self._cases} cases", refresh=False)
         self._bar.update(size)
-
-
-def _cores() -> int:
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1

@@ -35,6 +35,7 @@ from nnunet_godc.conversion.problems import CaseError, UnknownGeometryError
 from nnunet_godc.conversion.splits import Folds
 from nnunet_godc.errors import UserError
 from nnunet_godc.replacing import replacing
+from nnunet_godc.workers import WorkerEnded, in_workers
 
 PARTS = ("imagesTr", "labelsTr", "imagesTs", "labelsTs")
 RECORD = "conversion.json"
@@ -256,32 +257,8 @@ def _convert_cases(
 def _run_tasks(
     tasks: Sequence[_Task], workers: int
 ) -> Iterator[tuple[_Task, tuple[dict[str, Any], bool] | CaseError | TargetError]]:
-    if workers == 0:
-        for task in tasks:
-            yield task, _convert_or_take_over(task)
-        return
-    import multiprocessing
-
-    from pebble import ProcessExpired, ProcessPool
-
-    # Started afresh: a fork of a process with threads may hang, and would carry our memory along.
-    context = multiprocessing.get_context("spawn")
-    with ProcessPool(max_workers=min(workers, max(1, len(tasks))), context=context) as pool:
-        futures = [(task, pool.schedule(_convert_or_take_over, args=[task])) for task in tasks]
-        try:
-            for task, future in futures:
-                try:
-                    yield task, future.result()
-                except ProcessExpired:
-                    yield (
-                        task,
-                        CaseError(
-                            "its worker process was ended from outside, perhaps for want of memory; use fewer with -np"
-                        ),
-                    )
-        except BaseException:
-            pool.stop()  # type: ignore[no-untyped-call]
-            raise
+    for task, result in in_workers(_convert_or_take_over, tasks, workers):
+        yield task, CaseError(WorkerEnded.SENTENCE) if isinstance(result, WorkerEnded) else result
 
 
 def _convert_or_take_over(task: _Task) -> tuple[dict[str, Any], bool] | CaseError | TargetError:
