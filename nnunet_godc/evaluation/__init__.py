@@ -1,0 +1,1 @@
+"""Cases -> metrics -> statistics: what nnU-Net predicted, measured against the references."""

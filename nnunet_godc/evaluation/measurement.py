@@ -1,0 +1,193 @@
+"""Measuring all cases: from nnU-Net's own counts where they suffice, else on the images, in parallel, and only once.
+
+What was measured on images is kept, one file for each case, under a name that follows from everything it depends on:
+both files (path, size, time of change), the labels, the options, the method. Whatever changes is measured again.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from nnunet_godc.evaluation.case import (
+    METHOD,
+    CaseMeasures,
+    CaseProblem,
+    LabelMeasures,
+    Labels,
+    Options,
+    SurfaceMeasures,
+    measure_case,
+)
+from nnunet_godc.evaluation.lesions import Lesion, Lesions
+from nnunet_godc.evaluation.results import Case, Results
+from nnunet_godc.replacing import replacing
+from nnunet_godc.workers import WorkerEnded, in_workers
+
+
+@dataclass
+class Measured:
+    """What came of measuring.
+
+    Attributes:
+        cases: of every trainer, those that could be measured.
+        problems: one sentence for each thing that is missing or could not be measured.
+        counted: number of cases whose counts nnU-Net's summary.json has.
+        kept: number of cases that an earlier run had measured.
+        read: number of cases that were measured on their images now.
+    """
+
+    cases: list[tuple[Results, list[tuple[Case, CaseMeasures]]]]
+    problems: list[str] = field(default_factory=list)
+    counted: int = 0
+    kept: int = 0
+    read: int = 0
+
+
+@dataclass(frozen=True)
+class _Task:
+    position: tuple[int, int]  # of the trainer, and of the case among its cases
+    where: str
+    prediction: Path
+    reference: Path
+    labels: Labels
+    reader: type[Any]
+    options: Options
+    kept: Path
+
+
+def measure(
+    results: Sequence[Results],
+    options: Options,
+    *,
+    cache: Path,
+    workers: int,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> Measured:
+    """Measure every case; what cannot be measured is told together at the end.
+
+    Args:
+        options: where they ask for nothing that needs the images, the counts in summary.json are taken where there are
+            any.
+        cache: folder where measures are kept; it is made.
+        workers: processes; 0 measures in this one.
+        progress: called with the number of cases on images that are done, and of those that there are.
+    """
+    found: dict[tuple[int, int], CaseMeasures] = {}
+    outcome = Measured([], problems=[problem for result in results for problem in result.problems])
+    tasks = []
+    positions = [(i, j) for i, result in enumerate(results) for j in range(len(result.cases))]
+    for i, j in positions:
+        case = results[i].cases[j]
+        if case.counted is not None and not options.need_images:
+            found[i, j] = CaseMeasures(case.counted)
+            outcome.counted += 1
+            continue
+        try:
+            task = _task((i, j), results[i], case, options, cache)
+        except CaseProblem as problem:
+            outcome.problems.append(f"{_where(results[i], case)}: {problem}")
+            continue
+        kept = _read_kept(task.kept)
+        if kept is None:
+            tasks.append(task)
+        else:
+            found[i, j] = kept
+            outcome.kept += 1
+
+    cache.mkdir(parents=True, exist_ok=True)
+    progress(0, len(tasks))
+    for done, (task, measures) in enumerate(in_workers(_measure, tasks, workers), 1):
+        progress(done, len(tasks))
+        if isinstance(measures, CaseMeasures):
+            _keep(task.kept, measures)
+            found[task.position] = measures
+            outcome.read += 1
+        else:
+            reason = WorkerEnded.SENTENCE if isinstance(measures, WorkerEnded) else str(measures)
+            outcome.problems.append(f"{task.where}: {reason}")
+    outcome.cases = [
+        (result, [(case, found[i, j]) for j, case in enumerate(result.cases) if (i, j) in found])
+        for i, result in enumerate(results)
+    ]
+    return outcome
+
+
+def _where(results: Results, case: Case) -> str:
+    fold = "" if case.fold is None else f", fold {case.fold}"
+    return f"{results.title}{fold}, case {case.name}"
+
+
+def _task(position: tuple[int, int], results: Results, case: Case, options: Options, cache: Path) -> _Task:
+    options = dataclasses.replace(options, lesions=tuple(n for n in options.lesions if n in results.labels.values))
+    depends_on = [
+        METHOD,
+        *(_state(path, what) for path, what in ((case.prediction, "prediction"), (case.reference, "reference"))),
+        results.reader.__name__,
+        dataclasses.asdict(results.labels),
+        dataclasses.asdict(options),
+    ]
+    name = hashlib.sha256(json.dumps(depends_on).encode()).hexdigest()
+    return _Task(
+        position=position,
+        where=_where(results, case),
+        prediction=case.prediction,
+        reference=case.reference,
+        labels=results.labels,
+        reader=results.reader,
+        options=options,
+        kept=cache / f"{name}.json",
+    )
+
+
+def _state(path: Path, what: str) -> tuple[str, int, int]:
+    try:
+        status = path.stat()
+    except OSError:
+        raise CaseProblem(f"its {what} is missing: {path}") from None
+    return str(path.resolve()), status.st_size, status.st_mtime_ns
+
+
+def _measure(task: _Task) -> CaseMeasures | CaseProblem:
+    """Problems are returned: they cross processes so."""
+    try:
+        return measure_case(task.prediction, task.reference, task.reader, task.labels, task.options)
+    except CaseProblem as problem:
+        return problem
+    except MemoryError:
+        return CaseProblem("it does not fit into memory; use fewer worker processes with -np")
+    except Exception as error:  # a defect of ours or of a library must not cost the other cases
+        return CaseProblem(f"it cannot be measured ({type(error).__name__}: {' '.join(str(error).split())})")
+
+
+def _keep(path: Path, measures: CaseMeasures) -> None:
+    with replacing(path) as temporary:
+        temporary.write_text(json.dumps(dataclasses.asdict(measures)), encoding="utf-8")
+
+
+def _read_kept(path: Path) -> CaseMeasures | None:
+    """What was kept there; None where there is nothing, or nothing of use."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        labels = {name: _label_measures(measures) for name, measures in content["labels"].items()}
+        return CaseMeasures(labels, content["voxel_ml"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _label_measures(content: Mapping[str, Any]) -> LabelMeasures:
+    surface, lesions = content["surface"], content["lesions"]
+    return LabelMeasures(
+        content["true_positive"],
+        content["false_positive"],
+        content["false_negative"],
+        None if surface is None else SurfaceMeasures(**surface),
+        None
+        if lesions is None
+        else Lesions(tuple(Lesion(**lesion) for lesion in lesions["reference"]), lesions["false_positives"]),
+    )
