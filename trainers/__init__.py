@@ -25,6 +25,7 @@ from nnunet_godc.trainers.godc_lfam import (  # noqa: E402
 )
 from nnunet_godc.trainers.lfam import nnUNetTrainerLFAM, nnUNetTrainerLFAMShared  # noqa: E402
 from nnunet_godc.trainers.schedules import *  # noqa: E402, F403
+from nnunet_godc.trainers.smoke import nnUNetTrainerGODCSmoke, nnUNetTrainerSmoke  # noqa: E402
 
 __all__ = [
     "nnUNetTrainerGODC",
@@ -36,8 +37,10 @@ __all__ = [
     "nnUNetTrainerGODCLFAMShared",
     "nnUNetTrainerGODCOnly",
     "nnUNetTrainerGODCRunning",
+    "nnUNetTrainerGODCSmoke",
     "nnUNetTrainerGODCSquared",
     "nnUNetTrainerLFAM",
     "nnUNetTrainerLFAMShared",
+    "nnUNetTrainerSmoke",
     *schedules.__all__,
 ]

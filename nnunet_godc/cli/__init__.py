@@ -9,7 +9,7 @@ from types import FrameType
 from typing import NoReturn, Protocol
 
 import nnunet_godc
-from nnunet_godc.cli import convert, demo, doctor, warm_start
+from nnunet_godc.cli import convert, demo, doctor, study, warm_start
 from nnunet_godc.errors import UserError
 
 
@@ -24,7 +24,13 @@ class Command(Protocol):
         """Does the work and returns the exit status."""
 
 
-COMMANDS: dict[str, Command] = {"convert": convert, "demo": demo, "doctor": doctor, "warm-start": warm_start}
+COMMANDS: dict[str, Command] = {
+    "convert": convert,
+    "demo": demo,
+    "doctor": doctor,
+    "study": study,
+    "warm-start": warm_start,
+}
 
 
 def build_parser() -> argparse.ArgumentParser:

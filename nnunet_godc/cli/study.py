@@ -1,0 +1,82 @@
+"""Train variants on data sets over folds and seeds, here or on a Slurm cluster, and say what came out."""
+
+from __future__ import annotations
+
+import argparse
+import time
+from pathlib import Path
+
+WHAT = {
+    "run": "run whatever of a study is not done yet",
+    "status": "show what its jobs are doing",
+    "collect": "evaluate what is there so far",
+    "cancel": "end what runs; `run` goes on from there",
+}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    commands = parser.add_subparsers(metavar="WHAT", required=True, dest="what")
+    run_parser = commands.add_parser("run", help=WHAT["run"], description=WHAT["run"])
+    run_parser.add_argument("study", metavar="STUDY", help="a study file, or the name of a shipped one, such as table1")
+    run_parser.add_argument("--out", type=Path, metavar="DIR", help="folder of the study, default: its name")
+    run_parser.add_argument("--executor", choices=("local", "slurm"), help="instead of what the study file says")
+    run_parser.add_argument("--dry-run", action="store_true", help="only show the jobs and their commands")
+    for name in ("status", "collect", "cancel"):
+        other = commands.add_parser(name, help=WHAT[name], description=WHAT[name])
+        other.add_argument("folder", type=Path, metavar="DIR", help="folder of the study")
+        if name == "status":
+            other.add_argument("--once", action="store_true", help="print the table once and exit")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    commands = {"run": _run, "status": _status, "collect": _collect, "cancel": _cancel}
+    return commands[arguments.what](arguments)
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    from nnunet_godc.study.find_classes import check_classes
+    from nnunet_godc.study.planning import jobs_of
+    from nnunet_godc.study.run import run_study
+    from nnunet_godc.study.study_file import find_study_file, read_study
+
+    study = read_study(find_study_file(arguments.study), check_classes)
+    if arguments.executor:
+        definition = study.definition
+        resources = definition.resources.model_copy(update={"executor": arguments.executor})
+        study = study.model_copy(update={"definition": definition.model_copy(update={"resources": resources})})
+    folder = (arguments.out or Path(study.name)).absolute()
+    if arguments.dry_run:
+        for job in jobs_of(study, folder):
+            print(f"{job.id}\n    {' '.join(job.command)}")
+        return 0
+    done = run_study(study, folder)
+    if arguments.executor == "slurm" or study.definition.resources.executor == "slurm":
+        print(f"Submitted; `nnunet-godc study status {folder}` shows how far it is.")
+        return 0
+    print(f"Everything is done: {folder}" if done else f"Not everything is done; run it again once mended: {folder}")
+    return 0 if done else 1
+
+
+def _status(arguments: argparse.Namespace) -> int:
+    from nnunet_godc.study.status import show_status
+
+    show_status(arguments.folder, live=not arguments.once)
+    return 0
+
+
+def _collect(arguments: argparse.Namespace) -> int:
+    from nnunet_godc.study.collect import collect
+
+    started = time.monotonic()
+    for report in collect(arguments.folder):
+        print(f"Written: {report}")
+    print(f"Collected in {time.monotonic() - started:.0f} s")
+    return 0
+
+
+def _cancel(arguments: argparse.Namespace) -> int:
+    from nnunet_godc.study.run import cancel_study
+
+    count = cancel_study(arguments.folder)
+    print(f"Ended {count} job{'' if count == 1 else 's'}; `nnunet-godc study run` goes on from there.")
+    return 0

@@ -1,0 +1,261 @@
+"""From a study to its jobs: which commands of nnU-Net, in which order, and what each leaves behind."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+from nnunet_godc.study.definition import PLANNERS, Plans, Study
+from nnunet_godc.study.jobs import Job, Kind, Resources, Resume
+
+# Of nnU-Net's own: more of its preprocessing workers fill the memory of most machines.
+MOST_PREPROCESSING_WORKERS = {"2d": 8, "3d_fullres": 4, "3d_lowres": 8, "3d_cascade_fullres": 4}
+MOST_WORKERS = 8
+
+
+def jobs_of(study: Study, folder: Path) -> list[Job]:
+    """All jobs of a study, each after those it depends on.
+
+    Depends on nothing but its arguments: no file is read.
+
+    Args:
+        study: what to train, on what.
+        folder: of the study, absolute; predictions and evaluations are written there.
+    """
+    return list(_Planner(study, folder).jobs())
+
+
+def prediction_folder(folder: Path, dataset: str, model: str) -> Path:
+    """Where a study keeps the predictions of a model or an ensemble."""
+    return folder / "predictions" / dataset / model
+
+
+def evaluation_folder(folder: Path, dataset: str) -> Path:
+    return folder / "evaluation" / dataset
+
+
+class _Planner:
+    def __init__(self, study: Study, folder: Path) -> None:
+        self.study = study
+        self.definition = study.definition
+        self.folder = folder
+        asked = self.definition.resources
+        minutes = None if asked.hours is None else max(1, round(60 * asked.hours))
+        self.without_gpu = Resources(0, asked.cpus, asked.memory_gb, minutes)
+        gpus = asked.gpus if asked.device == "cuda" else 0
+        self.with_gpu = Resources(gpus, asked.cpus, asked.memory_gb, minutes)
+        self.with_one_gpu = Resources(min(gpus, 1), asked.cpus, asked.memory_gb, minutes)
+        workers = {"nnUNet_def_n_proc": str(min(asked.cpus, MOST_WORKERS))}
+        folders = {"nnUNet_raw": study.raw, "nnUNet_preprocessed": study.preprocessed, "nnUNet_results": study.results}
+        training = workers | {"nnUNet_n_proc_DA": str(asked.cpus)} | self.definition.environment | folders
+        self.training_environment = training
+        self.environment = {name: value for name, value in training.items() if name != "nnUNet_n_proc_DA"}
+
+    def jobs(self) -> Iterator[Job]:
+        for dataset in self.study.datasets:
+            yield from self._plans(dataset)
+            yield from self._preprocessings(dataset)
+        for dataset in self.study.datasets:
+            yield from self._trainings(dataset)
+        for dataset in self.study.datasets:
+            if self.definition.predict is not None:
+                yield from self._predictions(dataset)
+            yield self._evaluation(dataset)
+
+    def _job(self, kind: Kind, *names: str, **fields: Any) -> Job:
+        fields = {"resources": self.without_gpu, "environment": self.environment, **fields}
+        return Job(id=_id(kind, *names), kind=kind, **fields)
+
+    def _plans(self, dataset: str) -> Iterator[Job]:
+        # One after the other: each reads the fingerprint that the first one takes, and writes to the same folder.
+        previous: tuple[str, ...] = ()
+        for plans in self._plans_to_make():
+            file = self.study.plans_file(dataset, plans.name)
+            job = self._job(
+                "plan",
+                dataset,
+                plans.name,
+                command=self._plan_command(dataset, plans),
+                depends_on=previous,
+                expected=(str(file),),
+                adopted=plans.variation_of is None,
+                plans_file=str(file),
+            )
+            previous = (job.id,)
+            yield job
+
+    def _plans_to_make(self) -> list[Plans]:
+        """All but those that exist already, and before a variation what it is made from."""
+        made: dict[str, Plans] = {}
+        for plans in self.definition.plans:
+            if plans.variation_of is not None:
+                made.setdefault(plans.variation_of, Plans(name=plans.variation_of))
+            made[plans.name] = plans
+        return [plans for plans in made.values() if plans.planner_class or plans.variation_of]
+
+    def _plan_command(self, dataset: str, plans: Plans) -> tuple[str, ...]:
+        if plans.variation_of is not None:
+            source = self.study.plans_file(dataset, plans.variation_of)
+            sizes = json.dumps(plans.sizes)
+            return ("python", "-m", "nnunet_godc.study.plan_variation", str(source), plans.name, sizes)
+        own_name = () if plans.name in PLANNERS else ("-overwrite_plans_name", plans.name)
+        memory = () if plans.gpu_memory_gb is None else ("-gpu_memory_target", str(plans.gpu_memory_gb))
+        return (
+            *("nnUNetv2_plan_and_preprocess", "-d", _number(dataset), "--verify_dataset_integrity", "--no_pp"),
+            *("-npfp", str(min(self.definition.resources.cpus, MOST_WORKERS)), "-pl", str(plans.planner_class)),
+            *own_name,
+            *memory,
+        )
+
+    def _preprocessings(self, dataset: str) -> Iterator[Job]:
+        # One after the other, too: plans share folders of data, which nnU-Net removes before it writes them.
+        previous: tuple[str, ...] = ()
+        for plans, configuration in product(self.definition.plans, self._configurations_with_data()):
+            workers = min(self.definition.resources.cpus, MOST_PREPROCESSING_WORKERS[configuration])
+            planned = (_id("plan", dataset, plans.name),) if plans.planner_class or plans.variation_of else ()
+            job = self._job(
+                "preprocess",
+                *(dataset, plans.name, configuration),
+                command=(
+                    *("python", "-m", "nnunet_godc.study.preprocess", dataset, plans.name, configuration),
+                    *("-np", str(workers)),
+                ),
+                depends_on=(*planned, *previous),
+                expected=(str(Path(self.study.preprocessed, dataset, "gt_segmentations")),),
+                plans_file=str(self.study.plans_file(dataset, plans.name)),
+            )
+            previous = (job.id,)
+            yield job
+
+    def _configurations_with_data(self) -> list[str]:
+        """The cascade's second stage trains on the data of 3d_fullres."""
+        names = ["3d_fullres" if name == "3d_cascade_fullres" else name for name in self.definition.configurations]
+        return list(dict.fromkeys(names))
+
+    def _models(self) -> Iterator[tuple[str, str, str]]:
+        """Trainer, plans and configuration of every model."""
+        plans = [plans.name for plans in self.definition.plans]
+        return product(self.study.trainer_names, plans, self.definition.configurations)
+
+    def _trainings(self, dataset: str) -> Iterator[Job]:
+        # Fold by fold, so that every model has a first result early.
+        for fold, (trainer, plans, configuration) in product(self.definition.folds, self._models()):
+            yield self._training(dataset, trainer, plans, configuration, str(fold))
+
+    def _training(self, dataset: str, trainer: str, plans: str, configuration: str, fold: str) -> Job:
+        folder = self.study.model(dataset, trainer, plans, configuration) / f"fold_{fold}"
+        asked = self.definition.resources
+        gpus = ("-num_gpus", str(asked.gpus)) if self.with_gpu.gpus > 1 else ()
+        needed = [_id("preprocess", dataset, plans, configuration)]
+        if configuration == "3d_cascade_fullres":
+            needed = [_id("preprocess", dataset, plans, "3d_fullres")]
+            needed += [_id("train", dataset, trainer, plans, "3d_lowres", f"fold{lower}") for lower in range(5)]
+        final = str(folder / "checkpoint_final.pth")
+        return self._job(
+            "train",
+            *(dataset, trainer, plans, configuration, f"fold{fold}"),
+            command=(
+                *("nnUNetv2_train", dataset, configuration, fold, "-tr", trainer, "-p", plans),
+                *("-device", asked.device, *gpus, *(("--npz",) if self.definition.ensemble else ())),
+            ),
+            environment=self.training_environment,
+            depends_on=tuple(needed),
+            resources=self.with_gpu,
+            expected=(final, str(folder / "validation" / "summary.json")),
+            adopted=True,
+            resume=(
+                Resume(final, ("--val",)),
+                Resume(str(folder / "checkpoint_latest.pth"), ("--c",)),
+                Resume(str(folder / "checkpoint_best.pth"), ("--c",)),
+            ),
+            plans_file=str(self.study.plans_file(dataset, plans)),
+            seed=_seed(trainer) if self.definition.seeds else None,
+        )
+
+    def _predictions(self, dataset: str) -> Iterator[Job]:
+        assert self.definition.predict is not None
+        images = Path(self.study.raw, dataset, self.definition.predict.images)
+        for trainer, plans, configuration in self._models():
+            out = prediction_folder(self.folder, dataset, f"{trainer}__{plans}__{configuration}")
+            cascade = configuration == "3d_cascade_fullres"
+            lower = prediction_folder(self.folder, dataset, f"{trainer}__{plans}__3d_lowres")
+            yield self._job(
+                "predict",
+                *(dataset, trainer, plans, configuration),
+                command=(
+                    *("nnUNetv2_predict", "-i", str(images), "-o", str(out), "-d", dataset, "-c", configuration),
+                    *("-tr", trainer, "-p", plans, "-f", *map(str, self.definition.folds)),
+                    *("-device", self.definition.resources.device, "--disable_progress_bar"),
+                    *(("--save_probabilities",) if self.definition.ensemble else ()),
+                    *(("-prev_stage_predictions", str(lower)) if cascade else ()),
+                ),
+                depends_on=(
+                    *self._folds(dataset, trainer, plans, configuration),
+                    *((_id("predict", dataset, trainer, plans, "3d_lowres"),) if cascade else ()),
+                ),
+                resources=self.with_one_gpu,
+                expected=(str(out),),
+                plans_file=str(self.study.plans_file(dataset, plans)),
+            )
+        if self.definition.ensemble:
+            for trainer in self.study.trainer_names:
+                yield self._ensemble(dataset, trainer)
+
+    def _ensemble(self, dataset: str, trainer: str) -> Job:
+        members = [(plans, configuration) for other, plans, configuration in self._models() if other == trainer]
+        folders = [prediction_folder(self.folder, dataset, f"{trainer}__{plans}__{name}") for plans, name in members]
+        out = prediction_folder(self.folder, dataset, f"{trainer}__ensemble")
+        return self._job(
+            "ensemble",
+            *(dataset, trainer),
+            command=("nnUNetv2_ensemble", "-i", *map(str, folders), "-o", str(out)),
+            depends_on=tuple(_id("predict", dataset, trainer, plans, name) for plans, name in members),
+            expected=(str(out),),
+        )
+
+    def _evaluation(self, dataset: str) -> Job:
+        needed = [name for model in self._models() for name in self._folds(dataset, *model)]
+        out = evaluation_folder(self.folder, dataset)
+        models = [self.study.model(dataset, *model) for model in self._models()]
+        return self._job(
+            "evaluate",
+            dataset,
+            command=(
+                *("nnunet-godc", "evaluate", *map(str, models), "--out", str(out)),
+                *evaluation_options(self.definition.evaluate),
+            ),
+            depends_on=tuple(needed),
+            expected=(str(out),),
+        )
+
+    def _folds(self, dataset: str, trainer: str, plans: str, configuration: str) -> Iterator[str]:
+        for fold in self.definition.folds:
+            yield _id("train", dataset, trainer, plans, configuration, f"fold{fold}")
+
+
+def evaluation_options(options: dict[str, Any]) -> list[str]:
+    """The `evaluate` block as a command line: `{metrics: [dice, nsd]}` is `--metrics dice nsd`."""
+    words: list[str] = []
+    for name, value in options.items():
+        if value is False or value is None:
+            continue
+        words.append(f"--{name.replace('_', '-')}")
+        if value is not True:
+            words += [str(entry) for entry in (value if isinstance(value, list) else [value])]
+    return words
+
+
+def _id(kind: Kind, *names: str) -> str:
+    return ".".join((kind, *names))
+
+
+def _number(dataset: str) -> str:
+    """nnU-Net's planning knows datasets by number alone."""
+    return str(int(dataset[7:10]))
+
+
+def _seed(trainer: str) -> int:
+    return int(trainer.rpartition("_seed")[2])

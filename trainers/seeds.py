@@ -1,0 +1,33 @@
+"""Every trainer that nnU-Net finds, with a seed: `nnUNetTrainerGODC_seed3` is `nnUNetTrainerGODC` with the seed 3.
+
+The names stand nowhere: a class is made when it is asked for, here and by nnU-Net's search alike.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
+
+from nnunet_godc.training.seeding import SUFFIX, SeededMixin, with_seed
+
+
+def __getattr__(name: str) -> type[nnUNetTrainer]:
+    seeded = _seeded_trainer(name)
+    if seeded is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return seeded
+
+
+@cache
+def _seeded_trainer(name: str) -> type[nnUNetTrainer] | None:
+    """One class for a name, however often nnU-Net asks; None where there is no such trainer."""
+    parts = SUFFIX.fullmatch(name)
+    if parts is None or not name.startswith("nnUNetTrainer"):
+        return None
+    try:
+        trainer = recursive_find_trainer_class_by_name(parts["trainer"])
+    except RuntimeError:
+        return None
+    return None if issubclass(trainer, SeededMixin) else with_seed(trainer, int(parts["seed"]), __name__)
