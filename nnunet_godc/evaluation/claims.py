@@ -1,0 +1,115 @@
+"""What a comparison allows to be said, in plain words."""
+
+from __future__ import annotations
+
+import math
+
+from nnunet_godc.evaluation.case_table import Question
+from nnunet_godc.evaluation.comparison import LIMIT, Comparison
+from nnunet_godc.evaluation.metrics import better
+from nnunet_godc.evaluation.units import shown
+
+FEW_PATIENTS = 50
+"""Below this, the intervals were measured to cover less than 94 % for skewed metrics; see docs/statistics.md."""
+
+
+def claim(comparison: Comparison) -> str:
+    """A difference with its interval; or that none can be claimed, and what stays possible."""
+    subject = subject_of(comparison.question)
+    pair = f"{comparison.method.variant} and {comparison.against.variant}"
+    patients = f"{comparison.patients} patient{'' if comparison.patients == 1 else 's'}"
+    differing = comparison.wins + comparison.losses
+    if comparison.patients == 0:
+        return f"Nothing can be said about {subject} of {pair}: it is defined for both in no case."
+    if differing == 0:
+        return f"{pair} are equal in {subject} for {patients}."
+    if not math.isfinite(comparison.low):
+        return (
+            f"No difference in {subject} between {pair} can be claimed: {differing} of {patients} "
+            f"{'differs' if differing == 1 else 'differ'}, too few for an interval."
+        )
+    return _difference(comparison, subject) if comparison.supported else _no_difference(comparison, subject, pair)
+
+
+def caveats(comparison: Comparison) -> list[str]:
+    """What else has to be known to read the interval; alike for comparisons of one kind."""
+    found = []
+    if comparison.runs == (1, 1):
+        found.append(
+            "One training (per fold) stands behind either side: what another seed would change is not in the interval."
+        )
+    else:
+        found.append(
+            f"Averages over {comparison.runs[0]} and {comparison.runs[1]} trainings with different seeds: the interval "
+            "is that of these trainings on other patients, and the spread over seeds is told beside the means."
+        )
+    if comparison.patients < FEW_PATIENTS:
+        found.append(
+            f"Fewer than {FEW_PATIENTS} patients: for skewed metrics such intervals cover less than the 95 % they "
+            "promise; read them as too narrow."
+        )
+    return found
+
+
+def subject_of(question: Question) -> str:
+    """Such as "Dice of tumour", or "Lesion Dice of tumour, below 1 ml"."""
+    distance = " (distance from zero)" if better(question.metric) == "zero" else ""
+    size = f", {question.bin}" if question.bin else ""
+    return f"{shown(question.metric).name}{distance} of {question.label}{size}"
+
+
+def p_value(p: float) -> str:
+    """``p = 0.031``, or ``p < 0.001``."""
+    return "p < 0.001" if p < 0.001 else f"p = {p:.2g}" if p < 0.0995 else f"p = {p:.2f}"
+
+
+def _difference(comparison: Comparison, subject: str) -> str:
+    units = shown(comparison.question.metric)
+    verb, sign = ("raises", 1) if comparison.difference > 0 else ("lowers", -1)
+    low, high = sorted((sign * comparison.low, sign * comparison.high))
+    sentence = (
+        f"{comparison.method.variant} {verb} {subject} by {units.difference(sign * comparison.difference)} against "
+        f"{comparison.against.variant}, {'an improvement' if comparison.improves else 'a deterioration'} "
+        f"(95 % CI {units.number(low)} to {units.number(high)}; {_corrected(comparison)}; "
+        f"{comparison.patients} patients)."
+    )
+    if comparison.signed_rank_p_holm > LIMIT:
+        sentence += (
+            f" Wilcoxon's test does not see it ({p_value(comparison.signed_rank_p_holm)}): a part of the patients with "
+            "large differences may carry it."
+        )
+    return sentence
+
+
+def _no_difference(comparison: Comparison, subject: str, pair: str) -> str:
+    units = shown(comparison.question.metric)
+    low = units.number(comparison.low)
+    beginning = f"No difference in {subject} between {pair} can be claimed"
+    basis = f"{_corrected(comparison)}; {comparison.patients} patients"
+    excludes_zero = comparison.low > 0 or comparison.high < 0
+    if comparison.sign_flip_p_holm <= LIMIT:
+        reason = (
+            f"the test sees one ({basis}), but the interval from {low} to {units.difference(comparison.high)} has zero"
+        )
+    elif excludes_zero:
+        reason = (
+            f"the interval from {low} to {units.difference(comparison.high)} excludes zero, but the test does not "
+            f"reject ({basis})"
+        )
+    else:
+        reason = (
+            f"anything from {low} to {units.difference(comparison.high)} is compatible with the data "
+            f"(observed {units.number(comparison.difference)}; {basis})"
+        )
+    sentence = f"{beginning}: {reason}."
+    if comparison.signed_rank_p_holm <= LIMIT < comparison.sign_flip_p_holm:
+        sentence += (
+            f" Wilcoxon's test does see a shift ({p_value(comparison.signed_rank_p_holm)}): one of the two is better "
+            "for most patients, without a better mean."
+        )
+    return sentence
+
+
+def _corrected(comparison: Comparison) -> str:
+    p = p_value(comparison.sign_flip_p_holm)
+    return p if comparison.tests == 1 else f"{p} after Holm's correction for {comparison.tests} comparisons"

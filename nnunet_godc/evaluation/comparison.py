@@ -1,0 +1,178 @@
+"""Two methods on the same cases: what differs, how surely, and for how many patients."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import combinations
+
+import numpy as np
+
+from nnunet_godc.errors import UserError
+from nnunet_godc.evaluation.bootstrap import Floats
+from nnunet_godc.evaluation.case_table import CaseTable, Method, Question, patient_means
+from nnunet_godc.evaluation.metrics import better
+from nnunet_godc.evaluation.paired_tests import holm, sign_flip_p_values, signed_rank_p_values, wins_ties_losses
+from nnunet_godc.evaluation.statistics import mean_intervals, standardised_differences
+from nnunet_godc.spelling import nearest_name
+
+COLUMNS_AT_ONCE = 1500  # of differences: bounds the memory, and so many share one set of resamples
+LIMIT = 0.05
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """`method` minus `against` on the cases where both are defined; NaN where there is none to be had.
+
+    Where a metric is best at zero, the distances from zero are compared.
+
+    Attributes:
+        patients, cases: compared.
+        only_method, only_against: cases left out because they are defined for one of the two only.
+        difference: of the means over cases, `low` and `high` its 95 % interval over patients.
+        effect_size: Cohen's d_z over patients, with its interval.
+        wins, ties, losses: patients for whom `method` is better, equal, worse.
+        sign_flip_p: of the paired permutation test, and `sign_flip_p_holm` after Holm's correction.
+        signed_rank_p: of Wilcoxon's test, and `signed_rank_p_holm` likewise.
+        tests: size of the family that was corrected for: all comparisons of the table that answer this question.
+        runs: trainings, with different seeds, that are averaged on either side.
+    """
+
+    dataset: str
+    cross_validated: bool
+    question: Question
+    method: Method
+    against: Method
+    patients: int
+    cases: int
+    only_method: int
+    only_against: int
+    difference: float
+    low: float
+    high: float
+    effect_size: float
+    effect_low: float
+    effect_high: float
+    wins: int
+    ties: int
+    losses: int
+    sign_flip_p: float
+    sign_flip_p_holm: float
+    signed_rank_p: float
+    signed_rank_p_holm: float
+    tests: int
+    runs: tuple[int, int]
+
+    @property
+    def supported(self) -> bool:
+        """Whether a difference can be claimed: by the corrected sign-flip test, with an interval that excludes zero."""
+        return self.sign_flip_p_holm <= LIMIT and (self.low > 0 or self.high < 0)
+
+    @property
+    def improves(self) -> bool:
+        """Whether `method` has the better mean."""
+        return (self.difference > 0) == (better(self.question.metric) == "higher")
+
+
+def compare_methods(table: CaseTable, *, baseline: str | None, resamples: int, seed: int) -> list[Comparison]:
+    """Methods of one configuration and plans, each against the baseline, or all against all if none is named.
+
+    Args:
+        baseline: a variant.
+
+    Raises:
+        UserError: the baseline is not in the table.
+    """
+    pairs = _pairs(table, baseline)
+    comparisons: list[Comparison] = []
+    if pairs:
+        step = max(1, COLUMNS_AT_ONCE // len(pairs))
+        for start in range(0, len(table.questions), step):
+            chosen = range(start, min(start + step, len(table.questions)))
+            comparisons += _compare(table, pairs, chosen, resamples, seed)
+    return comparisons
+
+
+def _pairs(table: CaseTable, baseline: str | None) -> list[tuple[int, int]]:
+    """Indices of methods to compare, each before what it is compared with."""
+    if baseline is not None:
+        variants = {method.variant for method in table.methods}
+        if baseline not in variants:
+            near = nearest_name(baseline, variants)
+            hint = f"did you mean {near}?" if near else f"known are {', '.join(sorted(variants))}"
+            raise UserError(f"the baseline {baseline} was not measured on {table.dataset}; {hint}")
+    pairs = []
+    for first, second in combinations(range(len(table.methods)), 2):
+        a, b = table.methods[first], table.methods[second]
+        if (a.configuration, a.plans) != (b.configuration, b.plans):
+            continue
+        if baseline is None or a.variant == baseline:
+            pairs.append((second, first))
+        elif b.variant == baseline:
+            pairs.append((first, second))
+    return pairs
+
+
+def _compare(
+    table: CaseTable, pairs: Sequence[tuple[int, int]], chosen: Sequence[int], resamples: int, seed: int
+) -> list[Comparison]:
+    values = table.values[:, :, chosen]
+    to_zero = [index for index, k in enumerate(chosen) if better(table.questions[k].metric) == "zero"]
+    values[:, :, to_zero] = np.abs(values[:, :, to_zero])
+    method, against = (list(side) for side in zip(*pairs, strict=True))
+    defined = np.isfinite(values)
+    # (C, questions * pairs), the pairs of one question side by side
+    differences = np.concatenate([(values[method, :, k] - values[against, :, k]).T for k in range(len(chosen))], axis=1)
+    totals, counts = table.by_patient(differences)
+    means = patient_means(totals, counts)
+    flips = sign_flip_p_values(np.where(counts > 0, totals, np.nan), resamples=resamples, seed=seed)
+    ranks = signed_rank_p_values(means)
+    effects = standardised_differences(means)
+    counted = wins_ties_losses(_towards_better(means, table, pairs, chosen))
+    intervals = mean_intervals(totals, counts, resamples=resamples, seed=seed)
+
+    comparisons = []
+    for position, k in enumerate(chosen):
+        family = slice(position * len(pairs), (position + 1) * len(pairs))
+        flips_holm, ranks_holm = holm(flips[family]), holm(ranks[family])
+        tests = int(np.isfinite(flips_holm).sum())
+        for number, (a, b) in enumerate(pairs):
+            column = family.start + number
+            comparisons.append(
+                Comparison(
+                    dataset=table.dataset,
+                    cross_validated=table.cross_validated,
+                    question=table.questions[k],
+                    method=table.methods[a],
+                    against=table.methods[b],
+                    patients=int((counts[:, column] > 0).sum()),
+                    cases=int(counts[:, column].sum()),
+                    only_method=int((defined[a, :, position] & ~defined[b, :, position]).sum()),
+                    only_against=int((defined[b, :, position] & ~defined[a, :, position]).sum()),
+                    difference=float(intervals.estimate[column]),
+                    low=float(intervals.low[column]),
+                    high=float(intervals.high[column]),
+                    effect_size=float(effects.estimate[column]),
+                    effect_low=float(effects.low[column]),
+                    effect_high=float(effects.high[column]),
+                    wins=int(counted[0][column]),
+                    ties=int(counted[1][column]),
+                    losses=int(counted[2][column]),
+                    sign_flip_p=float(flips[column]),
+                    sign_flip_p_holm=float(flips_holm[number]),
+                    signed_rank_p=float(ranks[column]),
+                    signed_rank_p_holm=float(ranks_holm[number]),
+                    tests=tests,
+                    runs=(len(table.runs[a]), len(table.runs[b])),
+                )
+            )
+    return comparisons
+
+
+def _towards_better(
+    differences: Floats, table: CaseTable, pairs: Sequence[tuple[int, int]], chosen: Sequence[int]
+) -> Floats:
+    """The differences, positive where the first of the pair is the better one."""
+    signs = [1.0 if better(table.questions[k].metric) == "higher" else -1.0 for k in chosen]
+    towards: Floats = differences * np.repeat(signs, len(pairs))
+    return towards

@@ -1,0 +1,56 @@
+"""In which units metrics are shown."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from nnunet_godc.evaluation.metrics import DICE, IOU, PRECISION, RECALL, RELATIVE_VOLUME_ERROR, better
+
+_SHARES = (DICE, IOU, PRECISION, RECALL, RELATIVE_VOLUME_ERROR, "NSD", "Lesion")
+_NAMED_UNIT = re.compile(r"^(.*) \((mm|ml)\)$")
+
+
+@dataclass(frozen=True)
+class Shown:
+    """How the numbers of one metric are written.
+
+    Attributes:
+        name: without its unit.
+        unit: of the metric, "" if it has none.
+        difference_unit: of differences: those between percentages are points.
+        factor: by which numbers are multiplied first.
+        decimals: after the point.
+        lowest, highest: what the metric cannot leave, before it is multiplied.
+    """
+
+    name: str
+    unit: str
+    difference_unit: str
+    factor: float
+    decimals: int
+    lowest: float
+    highest: float
+
+    @property
+    def heading(self) -> str:
+        return f"{self.name} ({self.unit})" if self.unit else self.name
+
+    def number(self, value: float) -> str:
+        """A number without its unit; never minus zero."""
+        return f"{round(value * self.factor, self.decimals) + 0.0:.{self.decimals}f}"
+
+    def difference(self, value: float) -> str:
+        return f"{self.number(value)} {self.difference_unit}".rstrip()
+
+
+def shown(metric: str) -> Shown:
+    """Shares in per cent, as in the paper; what has its unit in its name in that; other metrics as they are."""
+    floor = float("-inf") if better(metric) == "zero" else 0.0
+    if metric.startswith(_SHARES):
+        ceiling = float("inf") if better(metric) == "zero" else 1.0
+        return Shown(metric, "%", "points", 100, 1, floor, ceiling)
+    named = _NAMED_UNIT.match(metric)
+    if named:
+        return Shown(named[1], named[2], named[2], 1, 1, floor, float("inf"))
+    return Shown(metric, "", "", 1, 2, floor, float("inf"))
