@@ -9,7 +9,7 @@ from types import FrameType
 from typing import NoReturn, Protocol
 
 import nnunet_godc
-from nnunet_godc.cli import convert, demo, doctor, study, warm_start
+from nnunet_godc.cli import convert, demo, doctor, evaluate, study, warm_start
 from nnunet_godc.errors import UserError
 
 
@@ -28,6 +28,7 @@ COMMANDS: dict[str, Command] = {
     "convert": convert,
     "demo": demo,
     "doctor": doctor,
+    "evaluate": evaluate,
     "study": study,
     "warm-start": warm_start,
 }

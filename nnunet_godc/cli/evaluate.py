@@ -80,6 +80,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     statistics = parser.add_argument_group("statistics")
     statistics.add_argument(
+        "--baseline", metavar="TRAINER", help="compare every trainer with this one, default: all with each other"
+    )
+    statistics.add_argument(
         "--resamples", type=int, default=10_000, metavar="N", help="of the bootstrap, default: %(default)s"
     )
     statistics.add_argument("--seed", type=int, default=0, help="of all that is drawn, default: %(default)s")
@@ -122,8 +125,16 @@ def run(arguments: argparse.Namespace) -> int:
     if "lesions" in groups:
         chosen = "as asked for" if arguments.lesions else "by their names; --lesions takes others"
         print(f"lesions: {', '.join(lesions) or 'no label'} ({chosen})")
-    written = write_report(evaluation.measurements, arguments.out, seed=arguments.seed, resamples=arguments.resamples)
-    print(f"Written to {arguments.out}: measurements.csv, evaluation.json", *(path.name for path in written), sep=", ")
+    written = write_report(
+        evaluation.measurements,
+        arguments.out,
+        lesions=evaluation.lesions,
+        baseline=arguments.baseline,
+        seed=arguments.seed,
+        resamples=arguments.resamples,
+    )
+    names = [path.name for path in (*evaluation.files, *written)]
+    print(f"written to {arguments.out}: {', '.join(names)}")
     return _tell_problems(evaluation.problems)
 
 

@@ -38,12 +38,14 @@ class Evaluation:
 
     Attributes:
         measurements, lesions: as `nnunet_godc.evaluation.table` describes them; lesions are None if none were matched.
+        files: what was written.
         problems: what is missing or could not be measured, one sentence each.
         notes: what a reader of the numbers should know, one sentence each.
     """
 
     measurements: pd.DataFrame
     lesions: pd.DataFrame | None
+    files: list[Path]
     problems: list[str]
     notes: list[str]
 
@@ -119,7 +121,13 @@ def evaluate(
             temporary.write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     except OSError as error:
         raise UserError(f"cannot write to {out}: {error.strerror}; choose another folder with --out") from error
-    return Evaluation(measurements, lesions, measured.problems, [*notes, about_patients, _about_cases(measured)])
+    return Evaluation(
+        measurements,
+        lesions,
+        files=[out / MEASUREMENTS, *([out / LESIONS] if lesions is not None else []), out / RECORD],
+        problems=measured.problems,
+        notes=[*notes, about_patients, _about_cases(measured)],
+    )
 
 
 def _check_distinct(results: Sequence[Results]) -> None:
