@@ -35,12 +35,17 @@ class Measurement:
     peak_memory_mib: float
 
 
-def parse_arguments(description: str | None) -> argparse.Namespace:
+def parse_arguments(
+    description: str | None, add_options: Callable[[argparse.ArgumentParser], None] | None = None
+) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--device", default="cpu", help="cpu (the default), cuda, cuda:1, ...")
     parser.add_argument("--threads", type=int, default=2, help="threads of PyTorch on the CPU (default: 2)")
-    parser.add_argument("--seconds", type=float, default=12.0, help="time per case, all candidates together")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results", help="folder for the results")
+    if add_options is None:
+        parser.add_argument("--seconds", type=float, default=12.0, help="time per case, all candidates together")
+    else:
+        add_options(parser)
     arguments = parser.parse_args()
     check_device(parser, arguments.device, "leave the option out for the CPU")
     torch.set_num_threads(arguments.threads)
@@ -76,17 +81,17 @@ def compare(case: str, candidates: dict[str, Step], device: torch.device, second
     """
     for step in candidates.values():
         step()
-    memory = {name: _peak_memory(step, device) for name, step in candidates.items()}
+    memory = {name: peak_memory_mib(step, device) for name, step in candidates.items()}
     times: dict[str, list[float]] = {name: [] for name in candidates}
     end = time.perf_counter() + seconds
     for done in range(100):
         if done >= 5 and time.perf_counter() > end:
             break
         for name, step in candidates.items():
-            times[name].append(_time(step, device))
+            times[name].append(time_ms(step, device))
     measurements = []
     for name, entries in times.items():
-        quartile_1, median, quartile_3 = statistics.quantiles(entries, n=4, method="inclusive")
+        quartile_1, median, quartile_3 = quartiles(entries)
         measurements.append(Measurement(case, name, median, quartile_1, quartile_3, len(entries), memory[name]))
         print(f"{case}  {name}: {_milliseconds(measurements[-1])} ms, {memory[name]:.1f} MiB", flush=True)
     return measurements
@@ -143,20 +148,28 @@ def _milliseconds(entry: Measurement) -> str:
     return f"{entry.median_ms:.2f} [{entry.quartile_1_ms:.2f}, {entry.quartile_3_ms:.2f}]"
 
 
-def _time(step: Step, device: torch.device) -> float:
-    _synchronise(device)
+def quartiles(times: Sequence[float]) -> tuple[float, float, float]:
+    """First quartile, median, third quartile."""
+    first, median, third = statistics.quantiles(times, n=4, method="inclusive")
+    return first, median, third
+
+
+def time_ms(step: Step, device: torch.device) -> float:
+    """Time of one call, the device's work included."""
+    synchronise(device)
     start = time.perf_counter()
     step()
-    _synchronise(device)
+    synchronise(device)
     return (time.perf_counter() - start) * 1e3
 
 
-def _synchronise(device: torch.device) -> None:
+def synchronise(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
 
-def _peak_memory(step: Step, device: torch.device) -> float:
+def peak_memory_mib(step: Step, device: torch.device) -> float:
+    """Most memory that one call held at once beyond what was allocated before it."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
         torch.cuda.reset_peak_memory_stats(device)
