@@ -136,11 +136,16 @@ class SlurmExecutor:
         alive = {}
         for name, slurm_id in followed.items():
             word, reason = found[slurm_id]
+            before, changed = states[name], read_state(folder, name)
+            states[name] = changed
             if word in ENDS:
-                changed = _ended(states[name], word, [states[other] for other in needed[name]])
+                # What the job has written before it ended holds.
+                changed = _ended(changed, word, [states[other] for other in needed[name]])
             else:
                 alive[name] = slurm_id
-                changed = _waiting(states[name], reason) if word == "PENDING" else states[name]
+                # One that has written since Slurm was asked no longer waits.
+                if word == "PENDING" and changed == before:
+                    changed = _waiting(changed, reason)
             if changed != states[name]:
                 write_state(folder, name, changed)
                 states[name] = changed
@@ -254,13 +259,14 @@ def _ended(state: State, word: str, needed: Iterable[State]) -> State:
         word: Slurm's name of its end.
         needed: what has become of those it depends on.
     """
-    if state.status == "interrupted" or word == "COMPLETED":
+    if state.status not in ("queued", "running") or word == "COMPLETED":
         return state
     if state.status == "queued" and any(other.status in ("failed", "not run") for other in needed):
         return replace(state, status="not run", note="depends on a job that failed")
-    note = "Slurm knows nothing of it any more" if word == FORGOTTEN else f"ended by Slurm: {word}"
     if word in FAILURES:
+        note = f"ended by Slurm: {word}; slurm/{state.scheduler_id}_0_log.out may say why"
         return replace(state, status="failed", note=note)
+    note = "Slurm knows nothing of it any more" if word == FORGOTTEN else f"ended by Slurm: {word}"
     return replace(state, status="interrupted" if state.attempts else "pending", note=note)
 
 

@@ -15,7 +15,7 @@ import pytest
 
 from nnunet_godc.errors import UserError
 from nnunet_godc.study import slurm
-from nnunet_godc.study.folder import State, job_folder, read_state, write_jobs
+from nnunet_godc.study.folder import State, job_folder, read_state, write_jobs, write_state
 from nnunet_godc.study.jobs import Job, Resources, Resume
 from nnunet_godc.study.slurm import SlurmExecutor
 
@@ -304,8 +304,98 @@ def test_a_study_can_be_submitted_from_inside_a_job(make_study: MakeStudy, monke
     assert study.wait() == {"train": "done"}
 
 
+@pytest.mark.slurm
+def test_a_job_that_ends_before_it_begins_points_to_what_slurm_logged(make_study: MakeStudy) -> None:
+    study = make_study(make_job("train"), setup=["module-that-does-not-exist || exit 3"])
+    study.run()
+    assert study.wait() == {"train": "failed"}
+    (log,) = (study.folder / "slurm").glob("*_0_log.out")
+    assert f"slurm/{log.name}" in study.state("train").note
+    assert "module-that-does-not-exist" in log.read_text()
+
+
 def test_without_slurm_the_error_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     study = Study(tmp_path / "study", [make_job("train")], {})
     with pytest.raises(UserError, match="is not to be found"):
         study.run()
+
+
+@pytest.fixture
+def pretend(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str, str], None]:
+    """Puts a command on the search path that prints a text, for what a small cluster does not do."""
+    commands = tmp_path / "commands"
+    commands.mkdir()
+    monkeypatch.setenv("PATH", f"{commands}:{os.environ['PATH']}")
+
+    def pretend(command: str, script: str) -> None:
+        (commands / command).write_text(f"#!/bin/sh\n{script}\n")
+        (commands / command).chmod(0o755)
+
+    return pretend
+
+
+@pytest.mark.parametrize(
+    ("word", "running", "queued"),
+    [
+        ("NODE_FAIL", "interrupted", "pending"),
+        ("PREEMPTED", "interrupted", "pending"),
+        ("OUT_OF_MEMORY", "failed", "failed"),
+        ("TIMEOUT", "failed", "failed"),
+        ("COMPLETING", "running", "queued"),
+        ("SUSPENDED", "running", "queued"),
+    ],
+)
+def test_what_slurm_says_of_a_job_becomes_its_state(
+    tmp_path: Path, pretend: Callable[[str, str], None], word: str, running: str, queued: str
+) -> None:
+    study = Study(tmp_path / "study", [make_job("running"), make_job("queued"), make_job("done")], {})
+    write_state(study.folder, "running", State("running", scheduler_id="7_0", attempts=1))
+    write_state(study.folder, "queued", State("queued", scheduler_id="7_1"))
+    write_state(study.folder, "done", State("done", scheduler_id="6"))
+    pretend("squeue", f"echo '7_0|{word}|None'; echo '7_1|{word}|None'; echo '6|FAILED|None'")
+    assert study.statuses() == {"running": running, "queued": queued, "done": "done"}
+
+
+def test_what_the_queue_has_forgotten_is_looked_up_in_the_accounts(
+    tmp_path: Path, pretend: Callable[[str, str], None]
+) -> None:
+    study = Study(tmp_path / "study", [make_job("first"), make_job("second", depends_on=("first",))], {})
+    write_state(study.folder, "first", State("running", scheduler_id="8", attempts=1))
+    write_state(study.folder, "second", State("queued", scheduler_id="9"))
+    pretend("squeue", "echo '10|RUNNING|None'")
+    pretend("sacct", "echo '8|OUT_OF_MEMORY'; echo '9|CANCELLED by 1000'")
+    assert study.statuses() == {"first": "failed", "second": "not run"}
+
+
+def test_a_job_of_which_nothing_is_known_any_more_goes_on_with_the_next_run(
+    tmp_path: Path, pretend: Callable[[str, str], None]
+) -> None:
+    study = Study(tmp_path / "study", [make_job("first"), make_job("second", depends_on=("first",))], {})
+    write_state(study.folder, "first", State("running", scheduler_id="8", attempts=1))
+    write_state(study.folder, "second", State("queued", scheduler_id="9"))
+    pretend("squeue", "")
+    pretend("sacct", "echo 'Slurm accounting storage is disabled' >&2; exit 1")
+    assert study.statuses() == {"first": "interrupted", "second": "pending"}
+
+
+def test_a_failure_that_the_job_has_told_itself_is_kept(tmp_path: Path, pretend: Callable[[str, str], None]) -> None:
+    study = Study(tmp_path / "study", [make_job("train")], {})
+    write_state(study.folder, "train", State("running", scheduler_id="8", attempts=1))
+    told = State("failed", scheduler_id="8", attempts=1, return_code=1, note="ended with exit status 1")
+    write_jobs(tmp_path / "later", study.jobs)
+    write_state(tmp_path / "later", "train", told)
+    # It ends while the queue is being asked.
+    pretend("squeue", f"cp {tmp_path}/later/jobs/train/state.json {study.folder}/jobs/train/; echo '8|FAILED|None'")
+    study.statuses()
+    assert study.state("train") == told
+
+
+def test_no_array_is_larger_than_the_cluster_allows() -> None:
+    jobs = [make_job(f"train-{index}") for index in range(5)]
+    arrays = slurm._arrays(jobs, {job.id: frozenset[str]() for job in jobs}, 2)
+    assert [[job.id for job in array] for array in arrays] == [
+        ["train-0", "train-1"],
+        ["train-2", "train-3"],
+        ["train-4"],
+    ]
