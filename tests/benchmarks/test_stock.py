@@ -1,0 +1,67 @@
+"""What the benchmarks call stock nnU-Net is nnU-Net, and the scripts run."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from _stock import FEATURES, DeepSupervision, DiceAndCrossEntropy, SoftDice, TrainingStep, batch, network
+from nnunetv2.training.loss.compound_losses import DC_and_CE_loss
+from nnunetv2.training.loss.deep_supervision import DeepSupervisionWrapper
+from nnunetv2.training.loss.dice import MemoryEfficientSoftDiceLoss
+from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
+
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+PLANS = Path(__file__).parents[3] / "shared" / "data" / "lits" / "plans.json"
+
+
+@pytest.mark.parametrize("batch_dice", [True, False])
+def test_the_loss_is_nnunets(batch_dice):
+    _, targets = batch((16, 16, 16), samples=2, stages=4, device=torch.device("cpu"))
+    outputs = [torch.randn(2, 3, *target.shape[2:], requires_grad=True) for target in targets]
+    ours = DeepSupervision(DiceAndCrossEntropy(SoftDice(batch_dice), compiled=False), len(outputs))
+    options = {"batch_dice": batch_dice, "smooth": 1e-5, "do_bg": False, "ddp": False}
+    stock = DeepSupervisionWrapper(
+        DC_and_CE_loss(options, {}, dice_class=MemoryEfficientSoftDiceLoss), (*ours.weights, 0.0)
+    )
+    torch.testing.assert_close(ours(outputs, targets), stock(outputs, targets))
+    for mine, theirs in zip(
+        torch.autograd.grad(ours(outputs, targets), outputs[:-1]),
+        torch.autograd.grad(stock(outputs, targets), outputs[:-1]),
+        strict=True,
+    ):
+        torch.testing.assert_close(mine, theirs)
+
+
+@pytest.mark.skipif(not PLANS.exists(), reason="the plans of LiTS are not at hand")
+def test_the_network_is_that_of_the_plans():
+    plans = json.loads(PLANS.read_text())["configurations"]["3d_fullres"]["architecture"]
+    planned = get_network_from_plans(
+        plans["network_class_name"], plans["arch_kwargs"], plans["_kw_requires_import"], 1, 3, deep_supervision=True
+    )
+    ours = network(FEATURES)
+    assert str(ours) == str(planned)
+    assert {k: v.shape for k, v in ours.state_dict().items()} == {k: v.shape for k, v in planned.state_dict().items()}
+
+
+def test_a_step_learns():
+    torch.manual_seed(0)
+    data = batch((16, 16, 16), samples=2, stages=3, device=torch.device("cpu"))
+    loss = DeepSupervision(DiceAndCrossEntropy(SoftDice(), compiled=False), 2)
+    step = TrainingStep(network((4, 8, 16)), loss, data, compiled=False)
+    before = loss(step.bare(data[0]), data[1]).item()
+    for _ in range(5):
+        step()
+    assert loss(step.bare(data[0]), data[1]).item() < before
+
+
+@pytest.mark.slow
+def test_the_script_measures_every_candidate(tmp_path):
+    command = [sys.executable, BENCHMARKS / "training_step.py", "--tiny", "--minutes", "2", "--out", tmp_path]
+    subprocess.run(command, check=True)
+    measured = json.loads((tmp_path / "training_step-cpu.json").read_text())["measurements"]
+    assert len(measured) == 8
+    assert all(entry["step_ms"] and entry["prediction_ms"] for entry in measured)
+    assert all((entry["parts_ms"]["deform_conv, backward"] > 0) == bool(entry["counts"]) for entry in measured)
