@@ -9,7 +9,7 @@ export OMP_WAIT_POLICY ?= PASSIVE
 BIN := .venv/bin
 INSTALLED := .venv/installed
 
-.PHONY: demo test test-slow lint bench bench-gpu constraints clean
+.PHONY: demo test test-slow lint bench bench-gpu bench-nnunet constraints clean
 .DELETE_ON_ERROR:
 
 demo: $(INSTALLED)
@@ -32,9 +32,12 @@ bench: $(INSTALLED)
 	$(BIN)/python benchmarks/conversion.py
 	$(BIN)/python benchmarks/compression.py
 
+# Where nnU-Net is not installed: python3 benchmarks/gpu.py
 bench-gpu: $(INSTALLED)
-	$(BIN)/python benchmarks/loss.py --device cuda
-	$(BIN)/python benchmarks/deform_conv.py --device cuda
+	$(BIN)/python benchmarks/gpu.py
+
+# Every trainer through nnU-Net's own commands on a GPU.
+bench-nnunet: $(INSTALLED)
 	$(BIN)/python benchmarks/training_gpu.py
 
 # Renews every pinned version; commit what it writes.
