@@ -16,7 +16,7 @@ from nnunet_godc.evaluation.paired_tests import holm, sign_flip_p_values, signed
 from nnunet_godc.evaluation.statistics import mean_intervals, standardised_differences
 from nnunet_godc.spelling import nearest_name
 
-COLUMNS_AT_ONCE = 1500  # of differences: bounds the memory, and so many share one set of resamples
+COLUMNS_AT_ONCE = 640  # of differences: bounds the memory, and so many share one set of resamples
 LIMIT = 0.05
 
 

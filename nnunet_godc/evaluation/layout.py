@@ -23,37 +23,32 @@ BOLD = (
 )
 
 
-def result_grids(
-    title: str, summaries: Sequence[Summary], comparisons: Sequence[Comparison], *, by_size: bool
-) -> list[Grid]:
-    """Methods by questions, in the paper's format, with intervals; one grid, or one per label if that is too wide.
-
-    Args:
-        title: of the caption.
-        by_size: whether the questions are about lesions of one bin of volumes each.
-    """
+def result_grids(title: str, summaries: Sequence[Summary], comparisons: Sequence[Comparison]) -> list[Grid]:
+    """Methods by questions, in the paper's format, with intervals; several grids per label where one is too wide."""
     questions = _distinct(entry.question for entry in summaries)
-    if len(questions) <= WIDEST and not by_size:
-        return [_result_grid(title, "", questions, summaries, comparisons)]
-    parts = _distinct((question.label, question.metric if by_size else "") for question in questions)
+    if len(questions) <= WIDEST:
+        return [_result_grid(title, questions, summaries, comparisons)]
     grids = []
-    for label, metric in parts:
-        asked = [q for q in questions if q.label == label and metric in ("", q.metric)]
-        grids.append(_result_grid(title, f"{label}: ", asked, summaries, comparisons))
+    for label in _distinct(question.label for question in questions):
+        asked = [question for question in questions if question.label == label]
+        width = math.ceil(len(asked) / math.ceil(len(asked) / WIDEST))
+        for start in range(0, len(asked), width):
+            grids.append(_result_grid(title, asked[start : start + width], summaries, comparisons))
     return grids
 
 
 def comparison_grid(title: str, comparisons: Sequence[Comparison]) -> Grid:
     """One row per comparison."""
+    against = _distinct(entry.against.variant for entry in comparisons)
     headings = [
         Heading("Metric", numeric=False),
         Heading("Method", numeric=False),
-        Heading("against", numeric=False),
+        *([Heading("against", numeric=False)] if len(against) > 1 else []),
         Heading("difference"),
         Heading("sign flip"),
         Heading("Wilcoxon"),
         Heading("d_z"),
-        Heading("better / equal / worse"),
+        Heading("W/T/L"),
     ]
     names = _method_names(_distinct(side for entry in comparisons for side in (entry.method, entry.against)))
     rows = []
@@ -63,27 +58,27 @@ def comparison_grid(title: str, comparisons: Sequence[Comparison]) -> Grid:
             [
                 Cell(_question_name(entry.question)),
                 Cell(names[entry.method]),
-                Cell(names[entry.against]),
+                *([Cell(names[entry.against])] if len(against) > 1 else []),
                 Cell(_number(entry.question, entry.difference), _interval(entry.question, entry.low, entry.high)),
                 Cell(_p(entry.sign_flip_p_holm)),
                 Cell(_p(entry.signed_rank_p_holm)),
                 Cell(NONE if math.isnan(entry.effect_size) else f"{entry.effect_size + 0.0:.2f}", effect),
-                Cell(f"{entry.wins} / {entry.ties} / {entry.losses}"),
+                Cell(f"{entry.wins}/{entry.ties}/{entry.losses}"),
             ]
         )
     notes = [
         "Differences of means over cases [95 % interval over patients], in points or the metric's unit. Sign flip, "
         "Wilcoxon: p-values after Holm's correction over all comparisons of the table in one metric and label. d_z: "
-        "mean of the patients' differences over their standard deviation. Last: patients for whom the method is "
+        "mean of the patients' differences over their standard deviation. W/T/L: patients for whom the method is "
         "better, equal (to 1e-6), worse.",
         *_compared_notes(comparisons),
     ]
-    return Grid(title, "comparisons.", headings, rows, notes=notes)
+    caption = f"comparisons with {against[0]}." if len(against) == 1 else "comparisons."
+    return Grid(title, caption, headings, rows, notes=notes)
 
 
 def _result_grid(
     title: str,
-    what: str,
     questions: Sequence[Question],
     summaries: Sequence[Summary],
     comparisons: Sequence[Comparison],
@@ -107,15 +102,14 @@ def _result_grid(
         text = question.bin or shown(question.metric).heading
         group = f"{question.label}, {shown(question.metric).heading}" if question.bin else question.label
         headings.append(Heading(text, group, mark))
-    caption = what + _caption(list(entries.values()))
-    return Grid(title, caption, headings, rows, notes, [*_seed_notes(entries), BOLD])
+    return Grid(title, _caption(list(entries.values())), headings, rows, notes, [*_seed_notes(entries), BOLD])
 
 
 def _caption(entries: Sequence[Summary]) -> str:
     fewest, most = min(entry.patients for entry in entries), max(entry.patients for entry in entries)
     patients = f"{most}" if fewest == most else f"{fewest} to {most}"
     what = "lesions" if entries[0].question.bin else "cases"
-    return f"mean over {what} [95 % interval over patients], {patients} patients."
+    return f"means over {what} [95 % interval over patients], {patients} patients."
 
 
 def _result(entry: Summary, *, bold: bool) -> Cell:

@@ -80,7 +80,7 @@ def markdown_table(grid: Grid) -> str:
         for heading in grid.headings
     ]
     rules = ["---:" if heading.numeric else "---" for heading in grid.headings]
-    lines = [f"**{markdown(grid.caption)}**", "", _piped(titles), _piped(rules)]
+    lines = [f"**{markdown(grid.caption[:1].upper() + grid.caption[1:])}**", "", _piped(titles), _piped(rules)]
     lines += [_piped([_markdown_cell(cell) for cell in row]) for row in grid.rows]
     notes = [f"<sup>{number}</sup> {markdown(note)}" for number, note in enumerate(grid.numbered_notes, 1)]
     for note in (*notes, *(markdown(note) for note in grid.notes)):
@@ -93,7 +93,7 @@ def latex_table(grid: Grid) -> str:
     columns = "".join("r" if heading.numeric else "l" for heading in grid.headings)
     lines = [
         r"\begin{table*}[tp]",
-        r"\centering\footnotesize\setlength{\tabcolsep}{4pt}",
+        r"\centering\footnotesize\setlength{\tabcolsep}{4pt}\setlength{\belowcaptionskip}{4pt}",
         rf"\caption{{{latex(grid.title)}: {latex(grid.caption)}}}",
         rf"\begin{{tabular}}{{@{{}}{columns}@{{}}}}",
         r"\toprule",

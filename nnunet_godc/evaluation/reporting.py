@@ -148,7 +148,7 @@ def _grids(sections: Sequence[Section]) -> Iterator[Grid]:
 
 
 def _section_grids(section: Section) -> list[Grid]:
-    grids = result_grids(section.title, section.summaries, section.comparisons, by_size=section.by_size)
+    grids = result_grids(section.title, section.summaries, section.comparisons)
     if section.shown_comparisons:
         grids.append(comparison_grid(section.title, section.shown_comparisons))
     return grids
