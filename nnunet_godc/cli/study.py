@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import time
 from pathlib import Path
 
 WHAT = {
@@ -67,10 +66,7 @@ def _status(arguments: argparse.Namespace) -> int:
 def _collect(arguments: argparse.Namespace) -> int:
     from nnunet_godc.study.collect import collect
 
-    started = time.monotonic()
-    for report in collect(arguments.folder):
-        print(f"Written: {report}")
-    print(f"Collected in {time.monotonic() - started:.0f} s")
+    print(f"Written: {collect(arguments.folder)}")
     return 0
 
 

@@ -6,9 +6,18 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic_core import PydanticCustomError
 
 Configuration = Literal["2d", "3d_fullres", "3d_lowres", "3d_cascade_fullres"]
-Fold = Annotated[int, Field(ge=0)] | Literal["all"]
+
+
+def _is_fold(value: Any) -> Any:
+    if value == "all" or (type(value) is int and value >= 0):
+        return value
+    raise PydanticCustomError("fold", "folds are numbers from 0, or all")
+
+
+Fold = Annotated[int | str, BeforeValidator(_is_fold)]
 PositiveInt = Annotated[int, Field(ge=1)]
 PositiveFloat = Annotated[float, Field(gt=0)]
 

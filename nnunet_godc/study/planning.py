@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -105,7 +105,8 @@ class _Planner:
         memory = () if plans.gpu_memory_gb is None else ("-gpu_memory_target", str(plans.gpu_memory_gb))
         return (
             *("nnUNetv2_plan_and_preprocess", "-d", _number(dataset), "--verify_dataset_integrity", "--no_pp"),
-            *("-npfp", str(min(self.definition.resources.cpus, MOST_WORKERS)), "-pl", str(plans.planner_class)),
+            *("--no_pbar", "-npfp", str(min(self.definition.resources.cpus, MOST_WORKERS))),
+            *("-pl", str(plans.planner_class)),
             *own_name,
             *memory,
         )
@@ -218,17 +219,13 @@ class _Planner:
 
     def _evaluation(self, dataset: str) -> Job:
         needed = [name for model in self._models() for name in self._folds(dataset, *model)]
-        out = evaluation_folder(self.folder, dataset)
         models = [self.study.model(dataset, *model) for model in self._models()]
         return self._job(
             "evaluate",
             dataset,
-            command=(
-                *("nnunet-godc", "evaluate", *map(str, models), "--out", str(out)),
-                *evaluation_options(self.definition.evaluate),
-            ),
+            command=evaluation_command(self.study, self.folder, dataset, models),
             depends_on=tuple(needed),
-            expected=(str(out),),
+            expected=(str(evaluation_folder(self.folder, dataset)),),
         )
 
     def _folds(self, dataset: str, trainer: str, plans: str, configuration: str) -> Iterator[str]:
@@ -236,16 +233,16 @@ class _Planner:
             yield _id("train", dataset, trainer, plans, configuration, f"fold{fold}")
 
 
-def evaluation_options(options: dict[str, Any]) -> list[str]:
-    """The `evaluate` block as a command line: `{metrics: [dice, nsd]}` is `--metrics dice nsd`."""
-    words: list[str] = []
-    for name, value in options.items():
+def evaluation_command(study: Study, folder: Path, dataset: str, models: Sequence[Path]) -> tuple[str, ...]:
+    """Evaluates models of one dataset; the `evaluate` block `{metrics: [dice, nsd]}` is `--metrics dice nsd`."""
+    words = ["nnunet-godc", "evaluate", *map(str, models), "--out", str(evaluation_folder(folder, dataset))]
+    for name, value in study.definition.evaluate.items():
         if value is False or value is None:
             continue
         words.append(f"--{name.replace('_', '-')}")
         if value is not True:
             words += [str(entry) for entry in (value if isinstance(value, list) else [value])]
-    return words
+    return tuple(words)
 
 
 def _id(kind: Kind, *names: str) -> str:

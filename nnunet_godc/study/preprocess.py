@@ -57,7 +57,10 @@ def preprocess(dataset: str, plans: str, configuration: str, workers: int) -> No
     sys.stdout.flush()
     os.execv(
         command,
-        [command, "-d", str(int(dataset[7:10])), "-plans_name", plans, "-c", configuration, "-np", str(workers)],
+        [
+            *(command, "-d", str(int(dataset[7:10])), "-plans_name", plans, "-c", configuration),
+            *("-np", str(workers), "--no_pbar"),
+        ],
     )
 
 

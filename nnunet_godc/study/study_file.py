@@ -82,7 +82,9 @@ def read_definition(path: Path) -> tuple[Definition, Document]:
     try:
         definition = Definition.model_validate(document.values)
     except ValidationError as error:
-        _refuse(path, document, [_problem(details, document) for details in error.errors()])
+        found = [_problem(details, document) for details in error.errors()]
+        # one for each type that a value might have had
+        _refuse(path, document, {problem.location: problem for problem in reversed(found)}.values())
     _refuse(path, document, list(_contradictions(definition)))
     return definition, document
 
@@ -162,6 +164,7 @@ def _problem(details: Any, document: Document) -> Problem:
     while location and location not in document.places:
         location = location[:-1]
     name = next((str(part) for part in reversed(location) if isinstance(part, str)), "this")
+    limits = details.get("ctx", {})
     wanted = {
         "list_type": f"needs a list, such as [{value}]",
         "dict_type": "needs a block of keys and values",
@@ -172,16 +175,18 @@ def _problem(details: Any, document: Document) -> Problem:
         "bool_type": "needs true or false",
         "string_type": "needs text",
         "too_short": "needs at least one entry",
-        "greater_than": f"needs more than {details.get('ctx', {}).get('gt')}",
-        "greater_than_equal": f"needs at least {details.get('ctx', {}).get('ge')}",
+        "greater_than": f"needs more than {limits.get('gt', 0):g}",
+        "greater_than_equal": f"needs at least {limits.get('ge', 0):g}",
         "string_pattern_mismatch": "may hold letters, digits, and . _ - only",
     }.get(kind)
     if kind == "literal_error":
-        choices = re.findall(r"'([^']*)'", details["ctx"]["expected"])
+        choices = re.findall(r"'([^']*)'", limits["expected"])
         near = nearest_name(str(value), choices)
         wanted = f"is one of {', '.join(choices)}" + (f"; did you mean {near}?" if near else "")
         return Problem(location, f"{name} {wanted}, not {value!r}." if not near else f"{value!r}: {name} {wanted}")
-    return Problem(location, f"{name} {wanted or details['msg']}, not {_shown(value)}.")
+    if wanted is None:
+        return Problem(location, f"{details['msg']}, not {_shown(value)}.")
+    return Problem(location, f"{name} {wanted}, not {_shown(value)}.")
 
 
 def _shown(value: Any) -> str:

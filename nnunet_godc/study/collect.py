@@ -1,0 +1,112 @@
+"""What came out of a study so far: an evaluation of each dataset, and one page about the whole."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from nnunet_godc.commands import duration, find_command
+from nnunet_godc.errors import UserError
+from nnunet_godc.replacing import replacing
+from nnunet_godc.study.definition import Study
+from nnunet_godc.study.folder import job_folder
+from nnunet_godc.study.jobs import Job
+from nnunet_godc.study.planning import evaluation_command, evaluation_folder
+from nnunet_godc.study.run import read_study_folder
+from nnunet_godc.study.status import JobStatus, job_statuses
+
+REPORT = "report.md"
+
+
+def collect(folder: Path) -> Path:
+    """Evaluates every model of a study that has results, and writes report.md, which also tells what is missing.
+
+    Raises:
+        UserError: this is no study, nothing is trained yet, or an evaluation fails.
+    """
+    folder = folder.absolute()
+    study, _ = read_study_folder(folder)
+    statuses = job_statuses(folder)
+    trained = [entry.job for entry in statuses if entry.job.kind == "train" and entry.state.status == "done"]
+    if not trained:
+        raise UserError(f"no training is done yet; `nnunet-godc study status {folder}` shows how far they are.")
+    evaluated = []
+    for dataset in study.datasets:
+        models = list(dict.fromkeys(_model(job) for job in trained if _model(job).parent.name == dataset))
+        if models:
+            _evaluate(evaluation_command(study, folder, dataset, models))
+            evaluated.append(dataset)
+    report = folder / REPORT
+    with replacing(report) as partial:
+        partial.write_text("\n".join(_report(study, folder, statuses, evaluated)) + "\n", encoding="utf-8")
+    return report
+
+
+def _model(training: Job) -> Path:
+    """nnU-Net's folder of the model, above that of the fold."""
+    return Path(training.expected[0]).parent.parent
+
+
+def _evaluate(command: Sequence[str]) -> None:
+    answer = subprocess.run([find_command(command[0]), *command[1:]])
+    if answer.returncode:
+        raise UserError(f"the evaluation failed, see above; it was: {' '.join(command)}")
+
+
+def _report(study: Study, folder: Path, statuses: Sequence[JobStatus], evaluated: Sequence[str]) -> Iterator[str]:
+    yield f"# {study.name}"
+    yield ""
+    missing = [entry for entry in statuses if entry.state.status != "done" and entry.job.kind != "evaluate"]
+    trainings = [entry for entry in statuses if entry.job.kind == "train"]
+    done = sum(entry.state.status == "done" for entry in trainings)
+    yield f"{done} of {len(trainings)} trainings are done."
+    if missing:
+        yield ""
+        yield "Missing, hence in no number below:"
+        yield ""
+        for entry in missing:
+            note = f": {entry.state.note}" if entry.state.note else ""
+            yield f"- {entry.job.id} ({entry.state.status}{note})"
+    yield ""
+    yield from _what_made_it(folder, trainings)
+    for dataset in study.datasets:
+        yield ""
+        yield f"## {dataset}"
+        yield ""
+        page = evaluation_folder(folder, dataset) / REPORT
+        yield page.read_text(encoding="utf-8").strip() if dataset in evaluated else "No training is done yet."
+
+
+def _what_made_it(folder: Path, trainings: Sequence[JobStatus]) -> Iterator[str]:
+    """Versions, machines, time and energy of all trainings that are done."""
+    attempts: list[dict[str, Any]] = []
+    adopted = []
+    for entry in trainings:
+        if entry.state.status != "done":
+            continue
+        record = job_folder(folder, entry.job.id).provenance
+        if record.exists():
+            attempts += json.loads(record.read_text())["attempts"]
+        else:
+            adopted.append(entry.job.id)
+    if attempts:
+        seconds = sum(attempt["seconds"] or 0 for attempt in attempts)
+        energy = [attempt["energy_joules"] for attempt in attempts]
+        yield f"- trained for {duration(seconds)} in {len(attempts)} attempts"
+        if all(joules is not None for joules in energy):
+            yield f"- energy of the GPUs: {sum(energy) / 3.6e6:.3f} kWh"
+        for what, values in (
+            ("GPU", {name for attempt in attempts for name in attempt["gpus"]}),
+            ("commit", {attempt["commit"] for attempt in attempts if attempt["commit"]}),
+            *(
+                (package, {attempt["versions"].get(package) for attempt in attempts} - {None})
+                for package in attempts[0]["versions"]
+            ),
+        ):
+            if values:
+                yield f"- {what}: {', '.join(sorted(values))}"
+    if adopted:
+        yield f"- there before this study, so that nothing is known of how it was made: {', '.join(adopted)}"

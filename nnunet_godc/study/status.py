@@ -1,0 +1,130 @@
+"""What the jobs of a study are doing, as a table."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from nnunet_godc.commands import duration
+from nnunet_godc.study.folder import State, is_done, read_state
+from nnunet_godc.study.jobs import Job
+from nnunet_godc.study.progress import Progress, read_progress
+from nnunet_godc.study.run import executor_of, read_study_folder
+
+SECONDS_BETWEEN_LOOKS = 2.0
+_COLOURS = {
+    "done": "green",
+    "running": "cyan",
+    "queued": "cyan",
+    "failed": "bold red",
+    "interrupted": "yellow",
+    "not run": "red",
+    "pending": "dim",
+}
+
+
+@dataclass(frozen=True)
+class JobStatus:
+    """One row.
+
+    Attributes:
+        job: which.
+        state: what has become of it.
+        progress: of a training that has begun; None for everything else.
+    """
+
+    job: Job
+    state: State
+    progress: Progress | None
+
+
+def job_statuses(folder: Path) -> list[JobStatus]:
+    """What the jobs of a study are doing now.
+
+    Raises:
+        UserError: this is no study, or its cluster does not answer.
+    """
+    study, jobs = read_study_folder(folder)
+    executor_of(study).refresh(folder, jobs)
+    return [JobStatus(job, _state(folder, job), _progress(job)) for job in jobs]
+
+
+def show_status(folder: Path, *, live: bool) -> None:
+    """Prints the table; `live` keeps it up to date on a terminal until everything has ended, or Ctrl-C.
+
+    Raises:
+        UserError: as `job_statuses`.
+    """
+    console = Console()
+    statuses = job_statuses(folder)
+    if not live or not console.is_terminal:
+        # Where nobody looks at it, no line is cut short.
+        width = console.width if console.is_terminal else 200
+        Console(width=width).print(render(folder, statuses))
+        return
+    with Live(render(folder, statuses), console=console, auto_refresh=False) as display:
+        while any(entry.state.status in ("running", "queued", "pending") for entry in statuses):
+            time.sleep(SECONDS_BETWEEN_LOOKS)
+            statuses = job_statuses(folder)
+            display.update(render(folder, statuses), refresh=True)
+
+
+def render(folder: Path, statuses: Sequence[JobStatus]) -> Group:
+    """The table with a line below it that sums it up, and the reason for whatever did not go well."""
+    table = Table(title=str(folder), title_justify="left", box=None, header_style="bold", pad_edge=False)
+    for heading in ("job", "state", "epoch", "loss", "pseudo Dice", "time left", "took"):
+        table.add_column(heading, overflow="fold", justify="left" if heading in ("job", "state") else "right")
+    for entry in statuses:
+        colour = _COLOURS[entry.state.status]
+        table.add_row(entry.job.id, Text(entry.state.status, style=colour), *_figures(entry), _took(entry.state))
+    counts = Counter(entry.state.status for entry in statuses)
+    summary = ", ".join(f"{count} {status}" for status, count in counts.items())
+    return Group(table, Text(summary), *_notes(statuses))
+
+
+def _state(folder: Path, job: Job) -> State:
+    state = read_state(folder, job.id)
+    if state.status in ("pending", "interrupted") and is_done(folder, job):
+        return State(status="done", note="was there before this study ran it")
+    return state
+
+
+def _progress(job: Job) -> Progress | None:
+    return read_progress(Path(job.expected[0]).parent) if job.kind == "train" else None
+
+
+def _figures(entry: JobStatus) -> tuple[str, str, str, str]:
+    progress = entry.progress
+    if progress is None or progress.of is None:
+        return ("", "", "", "")
+    left = ""
+    if entry.state.status == "running":
+        validating = f"validating, case {progress.validated}" if progress.validated else ""
+        left = duration(progress.seconds_left) if progress.seconds_left is not None else validating
+    return (
+        f"{progress.epochs}/{progress.of}",
+        "" if progress.loss is None else f"{progress.loss:.4f}",
+        "" if progress.pseudo_dice is None else f"{progress.pseudo_dice:.4f}",
+        left,
+    )
+
+
+def _took(state: State) -> str:
+    if state.start is None:
+        return ""
+    end = time.time() if state.status == "running" else state.end
+    return "" if end is None else duration(end - state.start)
+
+
+def _notes(statuses: Sequence[JobStatus]) -> Iterator[Text]:
+    for entry in statuses:
+        if entry.state.status in ("failed", "interrupted") and entry.state.note:
+            yield Text(f"{entry.job.id}: {entry.state.note}", style=_COLOURS[entry.state.status])
