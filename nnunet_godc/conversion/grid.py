@@ -103,6 +103,17 @@ class Grid:
         """The same grid with other voxel sizes; its first voxel stays where it is."""
         return replace(self, spacing=spacing)
 
+    def with_given_spacing(self, spacing: Triple | None, notes: Notes, *, what: str) -> Grid:
+        """The grid with the voxel sizes that a user gives, mm along i, j, k; None leaves it as it is.
+
+        A change is noted as a repair of `what`; what only rounding tells apart is none.
+        """
+        if spacing is None or np.allclose(self.spacing, spacing, rtol=1e-4):
+            return self
+        before, after = (" x ".join(f"{size:.4g}" for size in sizes) for sizes in (self.spacing, spacing))
+        notes.repairs.append(f"spacing of the {what} set from {before} to {after} mm, as given")
+        return self.with_spacing(spacing)
+
     def as_json(self) -> dict[str, Any]:
         """For conversion.json."""
         return {
@@ -134,6 +145,11 @@ class Volume(Generic[Voxel]):
         """The same patient stored along other axes, for example ``"LPS"``: a view, no value changes."""
         grid, order, flips = self.grid.turned(orientation)
         return Volume(self.voxels.transpose(order)[flips], grid)
+
+
+def is_unfilled(affine: NDArray[np.float64]) -> bool:
+    """Whether an affine is what a program writes that knows nothing: the identity, perhaps with flipped axes."""
+    return bool(np.array_equal(np.abs(affine), np.eye(4)))
 
 
 def grid_from_affine(

@@ -21,7 +21,7 @@ from isal import igzip, igzip_lib, isal_zlib
 from nibabel.spatialimages import HeaderDataError
 from numpy.typing import NDArray
 
-from nnunet_godc.conversion.grid import Grid, Triple, grid_from_affine
+from nnunet_godc.conversion.grid import Grid, Triple, grid_from_affine, is_unfilled
 from nnunet_godc.conversion.problems import CaseError, Notes, UnknownGeometryError
 
 # What DEFLATE can shrink at most (a run of zeros): a header that claims more than this is broken.
@@ -83,7 +83,7 @@ class NiftiFile:
             CaseError: what the header says cannot be.
         """
         affine = self._lps_affine(notes, what)
-        known = affine is not None and not _is_unfilled(affine)
+        known = affine is not None and not is_unfilled(affine)
         if not known and spacing is None and not trust_header:
             raise UnknownGeometryError(
                 f"the {what}'s header "
@@ -96,10 +96,7 @@ class NiftiFile:
             notes.warnings.append(
                 f"the {what}'s header has no orientation: taken as LPS, as ITK does; look at the preview"
             )
-        grid = grid_from_affine(self.shape, affine, notes, what=what)
-        if spacing is not None and not np.allclose(grid.spacing, spacing, rtol=1e-4):
-            notes.repairs.append(f"spacing of the {what} set from {_mm(grid.spacing)} to {_mm(spacing)} mm, as given")
-            grid = grid.with_spacing(spacing)
+        grid = grid_from_affine(self.shape, affine, notes, what=what).with_given_spacing(spacing, notes, what=what)
         if not known:
             notes.warnings.append(
                 f"the {what}'s position and orientation are as its unfilled header has them; look at the preview"
@@ -307,11 +304,6 @@ def _number_type(header: Any) -> np.dtype[Any]:
     return dtype
 
 
-def _is_unfilled(affine: NDArray[np.float64]) -> bool:
-    """Whether an affine is what a program writes that knows nothing: the identity, perhaps with flipped axes."""
-    return bool(np.array_equal(np.abs(affine), np.eye(4)))
-
-
 def _read_into(stream: IO[bytes], buffer: memoryview) -> None:
     while buffer:
         count = stream.readinto(buffer)  # type: ignore[attr-defined]
@@ -399,7 +391,3 @@ def _write_all(file: io.RawIOBase | io.FileIO, data: bytes | memoryview) -> None
     view = memoryview(data).cast("B")
     while view:
         view = view[file.write(view) or 0 :]
-
-
-def _mm(values: Triple) -> str:
-    return " x ".join(f"{value:.4g}" for value in values)

@@ -18,7 +18,7 @@ import numpy as np
 from isal import isal_zlib
 from numpy.typing import NDArray
 
-from nnunet_godc.conversion.grid import IDENTITY, Grid, Matrix, Triple, grid_from_axes
+from nnunet_godc.conversion.grid import IDENTITY, Grid, Matrix, Triple, grid_from_axes, is_unfilled
 from nnunet_godc.conversion.nifti import MOST_COMPRESSED, READ_ERRORS
 from nnunet_godc.conversion.problems import CaseError, Notes, UnknownGeometryError
 
@@ -88,7 +88,7 @@ class TextHeaderFile:
             notes,
             what=what,
         )
-        known = told.spacing is not None and not np.array_equal(np.abs(grid.affine), np.eye(4))
+        known = told.spacing is not None and not is_unfilled(grid.affine)
         if not known and spacing is None and not trust_header:
             raise UnknownGeometryError(
                 f"the {what}'s header is the identity at 1 x 1 x 1 mm or says nothing, so its voxel size is unknown"
@@ -97,11 +97,7 @@ class TextHeaderFile:
             notes.warnings.append(
                 f"the {what}'s header has no orientation: taken as LPS, as ITK does; look at the preview"
             )
-        if spacing is not None and not np.allclose(grid.spacing, spacing, rtol=1e-4):
-            before, after = (" x ".join(f"{size:.4g}" for size in sizes) for sizes in (grid.spacing, spacing))
-            notes.repairs.append(f"spacing of the {what} set from {before} to {after} mm, as given")
-            grid = grid.with_spacing(spacing)
-        return grid
+        return grid.with_given_spacing(spacing, notes, what=what)
 
     def read(self) -> NDArray[Any]:
         """The values, (i, j, k); a read-only memory map where they are not compressed.
