@@ -3,7 +3,11 @@
 `.ci/slurm COMMAND` starts a cluster of one node for a command.
 """
 
+import csv
+import json
 import os
+import re
+import shutil
 import signal
 import subprocess
 import time
@@ -11,15 +15,24 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import nibabel
+import numpy as np
 import pytest
 
+from nnunet_godc.commands import find_command
 from nnunet_godc.errors import UserError
 from nnunet_godc.study import slurm
 from nnunet_godc.study.folder import State, job_folder, read_state, write_jobs, write_state
 from nnunet_godc.study.jobs import Job, Resources, Resume
 from nnunet_godc.study.slurm import SlurmExecutor
+from nnunet_godc.study.status import job_statuses
+
+HIPPOCAMPUS = Path(__file__).resolve().parents[3] / "shared" / "data" / "hippocampus"
+CASES = 10
 
 SECONDS_TO_WAIT = 120
+SECONDS_TO_WAIT_FOR_SMOKE = 3600  # minutes where nothing else runs
+UNFINISHED = {"queued", "running", "interrupted"}
 
 
 def ask(*command: str) -> str:
@@ -51,7 +64,7 @@ class Study:
 
     def wait(self) -> dict[str, str]:
         """Until nothing runs or waits any more."""
-        return self.wait_until(lambda: not {"queued", "running", "interrupted"} & set(self.statuses().values()))
+        return self.wait_until(lambda: not UNFINISHED & set(self.statuses().values()))
 
     def wait_until(self, condition: Callable[[], bool]) -> dict[str, str]:
         deadline = time.monotonic() + SECONDS_TO_WAIT
@@ -399,3 +412,95 @@ def test_no_array_is_larger_than_the_cluster_allows() -> None:
         ["train-2", "train-3"],
         ["train-4"],
     ]
+
+
+def write_dataset(folder: Path) -> None:
+    """The first cases of the hippocampus; blocks of two labels where it is not at hand."""
+    (folder / "imagesTr").mkdir(parents=True)
+    (folder / "labelsTr").mkdir()
+    found = sorted((HIPPOCAMPUS / "imagesTr").glob("hippocampus_*.nii.gz"))[:CASES]
+    for path in found:
+        shutil.copy(path, folder / "imagesTr" / path.name.replace(".nii.gz", "_0000.nii.gz"))
+        shutil.copy(HIPPOCAMPUS / "labelsTr" / path.name, folder / "labelsTr")
+    random = np.random.default_rng(0)
+    for number in range(0 if found else CASES):
+        labels = np.zeros((36, 50, 36), np.uint8)
+        z, y, x = random.integers(4, 12, size=3)
+        labels[z : z + 20, y : y + 15, x : x + 20] = 1
+        labels[z : z + 20, y + 15 : y + 30, x : x + 20] = 2
+        image = (100 * labels + random.normal(0, 30, labels.shape)).astype(np.float32)
+        for kind, ending, voxels in (("images", "_0000", image), ("labels", "", labels)):
+            nibabel.save(
+                nibabel.Nifti1Image(voxels, np.eye(4)), folder / f"{kind}Tr" / f"block_{number}{ending}.nii.gz"
+            )
+    description = {
+        "channel_names": {"0": "MRI"},
+        "labels": {"background": 0, "Anterior": 1, "Posterior": 2},
+        "numTraining": CASES,
+        "file_ending": ".nii.gz",
+    }
+    (folder / "dataset.json").write_text(json.dumps(description))
+
+
+def run_smoke(folder: Path, raw: Path, executor: str) -> Path:
+    """Runs the shipped study in folders of its own; returns the study's."""
+    folders = {"nnUNet_raw": raw}
+    for name in ("nnUNet_preprocessed", "nnUNet_results"):
+        folders[name] = folder / name
+        folders[name].mkdir(parents=True)
+    study = folder / "study"
+    subprocess.run(
+        [find_command("nnunet-godc"), "study", "run", "smoke", "--executor", executor, "--out", str(study)],
+        check=True,
+        env={**os.environ, **{name: str(path) for name, path in folders.items()}},
+    )
+    return study
+
+
+def has_checkpoint(job: Job) -> bool:
+    return job.kind == "train" and Path(job.expected[0]).with_name("checkpoint_latest.pth").exists()
+
+
+def result_set(folder: Path) -> tuple[set[str], list[tuple[str, ...]]]:
+    """Names of all files that a study has left in nnU-Net's folder, and what every measurement is of."""
+    results = folder / "nnUNet_results"
+    # nnU-Net names a log by the time, and begins one at each attempt
+    files = {str(path.relative_to(results)) for path in results.rglob("*") if "training_log" not in path.name}
+    (table,) = (folder / "study").rglob("measurements.csv")
+    with table.open(newline="") as file:
+        rows = [
+            tuple(text for name, text in row.items() if name not in ("value", "state")) for row in csv.DictReader(file)
+        ]
+    return files, sorted(rows)
+
+
+@pytest.mark.slurm
+@pytest.mark.slow
+def test_smoke_on_slurm_survives_a_requeue_and_leaves_what_it_leaves_locally(cluster: None, tmp_path: Path) -> None:
+    write_dataset(tmp_path / "raw" / "Dataset004_Hippocampus")
+    study = run_smoke(tmp_path / "slurm", tmp_path / "raw", "slurm")
+    requeued = None
+    deadline = time.monotonic() + SECONDS_TO_WAIT_FOR_SMOKE
+    statuses = job_statuses(study)
+    while UNFINISHED & {entry.state.status for entry in statuses}:
+        assert time.monotonic() < deadline, statuses
+        halfway = [entry for entry in statuses if entry.state.status == "running" and has_checkpoint(entry.job)]
+        if halfway and requeued is None:
+            requeued = halfway[0].job.id
+            ask("scontrol", "requeue", halfway[0].state.scheduler_id)
+        time.sleep(1)
+        statuses = job_statuses(study)
+
+    assert {entry.state.status for entry in statuses} == {"done"}
+    assert {entry.job.id: entry.state.attempts for entry in statuses if entry.state.attempts != 1} == {requeued: 2}
+    assert requeued is not None
+    first, second = re.split("^=== attempt 2", job_folder(study, requeued).log.read_text(), flags=re.MULTILINE)
+    assert second.splitlines()[0].endswith("--c")
+    epochs = [[int(epoch) for epoch in re.findall(r"Epoch (\d+)", attempt)] for attempt in (first, second)]
+    assert 0 < epochs[1][0] <= epochs[0][-1] + 1, epochs
+
+    run_smoke(tmp_path / "local", tmp_path / "raw", "local")
+    files, rows = result_set(tmp_path / "slurm")
+    assert (files, rows) == result_set(tmp_path / "local")
+    # two trainers, two folds of two cases each, two labels
+    assert len({row[:-1] for row in rows}) == 2 * 2 * 2 * 2
