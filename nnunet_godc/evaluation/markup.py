@@ -154,4 +154,6 @@ def _latex_groups(headings: Sequence[Heading]) -> list[str]:
 
 
 def _row(entries: Sequence[str]) -> str:
-    return " & ".join(entries) + r" \\"
+    line = " & ".join(entries) + r" \\"
+    # Behind the end of a row, LaTeX would read a bracket or an asterisk as an argument of that end.
+    return "{}" + line if line.startswith(("[", "*")) else line

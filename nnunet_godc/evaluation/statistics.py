@@ -47,8 +47,8 @@ def mean_intervals(
         counts: number of defined cases of each patient, (patients, columns).
     """
     means, errors = ratios(totals, counts)
-    half_widths = errors * pivot_quantiles(totals, counts, level=level, resamples=resamples, seed=seed)
-    return _around(means, np.where(errors > _rounding(means), half_widths, np.nan))
+    quantiles = pivot_quantiles(totals, counts, level=level, resamples=resamples, seed=seed)
+    return _around(means, np.where(errors > _rounding(means), errors, np.nan) * quantiles)
 
 
 def median_intervals(values: Floats, *, level: float = LEVEL) -> Interval:

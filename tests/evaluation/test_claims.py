@@ -1,0 +1,134 @@
+from dataclasses import replace
+
+import pytest
+
+from nnunet_godc.evaluation.case_table import Method, Question
+from nnunet_godc.evaluation.claims import caveats, claim, p_value
+from nnunet_godc.evaluation.comparison import Comparison
+from nnunet_godc.evaluation.metrics import HD95, LESION_DICE, RELATIVE_VOLUME_ERROR
+
+NAN = float("nan")
+
+
+@pytest.fixture
+def raised():
+    """GODC raises the Dice of tumours by 1.8 points, in all tests."""
+    return Comparison(
+        dataset="Dataset501_LiTS",
+        cross_validated=True,
+        question=Question("tumour", "Dice"),
+        method=Method("3d_fullres", "nnUNetPlans", "GODC"),
+        against=Method("3d_fullres", "nnUNetPlans", "stock"),
+        patients=118,
+        cases=118,
+        only_method=0,
+        only_against=0,
+        difference=0.018,
+        low=0.004,
+        high=0.032,
+        effect_size=0.2,
+        effect_low=0.05,
+        effect_high=0.35,
+        wins=80,
+        ties=3,
+        losses=35,
+        sign_flip_p=0.004,
+        sign_flip_p_holm=0.012,
+        signed_rank_p=0.003,
+        signed_rank_p_holm=0.009,
+        tests=3,
+        runs=(1, 1),
+    )
+
+
+def test_a_supported_difference_is_claimed_with_its_interval(raised):
+    assert claim(raised) == (
+        "GODC raises Dice of tumour by 1.8 points against stock, an improvement (95 % CI 0.4 to 3.2; p = 0.012 after "
+        "Holm's correction for 3 comparisons; 118 patients)."
+    )
+
+
+def test_less_is_said_to_be_lower_and_whether_that_is_better(raised):
+    lower = replace(raised, question=Question("tumour", HD95), difference=-2.5, low=-4.0, high=-1.0, tests=1)
+    assert claim(lower) == (
+        "GODC lowers HD95 of tumour by 2.5 mm against stock, an improvement (95 % CI 1.0 to 4.0; p = 0.012; "
+        "118 patients)."
+    )
+    worse = replace(raised, difference=-0.018, low=-0.032, high=-0.004)
+    assert "lowers Dice of tumour by 1.8 points against stock, a deterioration (95 % CI 0.4 to 3.2;" in claim(worse)
+
+
+def test_without_support_it_says_what_stays_possible(raised):
+    unclear = replace(raised, low=-0.012, high=0.048, sign_flip_p_holm=0.31, signed_rank_p_holm=0.2)
+    assert claim(unclear) == (
+        "No difference in Dice of tumour between GODC and stock can be claimed: anything from -1.2 to 4.8 points is "
+        "compatible with the data (observed 1.8; p = 0.31 after Holm's correction for 3 comparisons; 118 patients)."
+    )
+
+
+def test_an_interval_without_zero_is_not_enough_among_many_tests(raised):
+    many = replace(raised, sign_flip_p_holm=0.08, signed_rank_p_holm=0.2)
+    assert claim(many) == (
+        "No difference in Dice of tumour between GODC and stock can be claimed: the interval from 0.4 to 3.2 points excludes "
+        "zero, but the test does not reject (p = 0.08 after Holm's correction for 3 comparisons; 118 patients)."
+    )
+
+
+def test_a_test_alone_is_not_enough_either(raised):
+    assert "can be claimed: the test sees one (p = 0.012" in claim(replace(raised, low=-0.001))
+
+
+def test_the_other_test_is_told_when_it_disagrees(raised):
+    assert "Wilcoxon's test does not see it (p = 0.30)" in claim(replace(raised, signed_rank_p_holm=0.3))
+    unclear = replace(raised, low=-0.01, sign_flip_p_holm=0.2)
+    assert "Wilcoxon's test does see a shift (p = 0.009)" in claim(unclear)
+
+
+def test_without_an_interval_it_says_how_few_differ(raised):
+    few = replace(raised, low=NAN, high=NAN, wins=1, losses=0, ties=41, patients=42, sign_flip_p_holm=1.0)
+    assert claim(few) == (
+        "No difference in Dice of tumour between GODC and stock can be claimed: 1 of 42 patients differs, too few for "
+        "an interval."
+    )
+
+
+def test_equal_methods_are_called_equal(raised):
+    assert claim(replace(raised, wins=0, losses=0, ties=7, patients=7, low=NAN, high=NAN)) == (
+        "GODC and stock are equal in Dice of tumour for 7 patients."
+    )
+
+
+def test_without_common_cases_nothing_is_said(raised):
+    assert "it is defined for both in no case" in claim(replace(raised, patients=0, low=NAN, high=NAN))
+
+
+def test_sizes_and_distances_are_named(raised):
+    assert "Lesion Dice of tumour, below 1 ml by" in claim(
+        replace(raised, question=Question("tumour", LESION_DICE, "below 1 ml"))
+    )
+    assert "Relative volume error (distance from zero) of tumour by 1.8 points against stock, a deterioration" in claim(
+        replace(raised, question=Question("tumour", RELATIVE_VOLUME_ERROR))
+    )
+
+
+def test_one_training_does_not_tell_what_a_seed_changes(raised):
+    [caveat] = caveats(raised)
+    assert caveat.startswith("One training (per fold) stands behind either side")
+
+
+def test_several_seeds_are_said_to_be_averaged(raised):
+    [caveat] = caveats(replace(raised, runs=(3, 1)))
+    assert caveat.startswith("Averages over 3 and 1 trainings with different seeds")
+
+
+def test_few_patients_are_a_reason_for_caution(raised):
+    assert any("Fewer than 50 patients" in caveat for caveat in caveats(replace(raised, patients=49)))
+    assert not any("patients: for skewed" in caveat for caveat in caveats(replace(raised, patients=50)))
+
+
+@pytest.mark.parametrize(
+    ("p", "text"),
+    [(0.0001, "p < 0.001"), (0.001, "p = 0.001"), (0.0123, "p = 0.012"), (0.0999, "p = 0.10"), (1.0, "p = 1.00")],
+)
+def test_p_values_are_written_with_two_figures(p, text):
+    assert p_value(p) == text
