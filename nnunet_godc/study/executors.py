@@ -41,8 +41,9 @@ def make_executor(name: str, *, slots: int | None = None, slurm: Mapping[str, An
         name: the study's `executor`.
         slots: local: how many jobs that need no GPU run at once, default 1; of the others one runs on each GPU.
         slurm: the study's `slurm` block, validated: `partition`, `account`, `qos`, `constraint`, `reservation` (text),
-            `setup` (list of shell lines that run before a job), `parallel` (most jobs of the study at once), `requeues`
-            (how often a job may time out or be preempted), `extra` (further options of sbatch by their long names).
+            `setup` (list of shell lines that run before a job), `parallel` (most jobs of one array at once), `requeues`
+            (how often a training may reach its time limit and go on, default 10; a preempted one always goes on),
+            `extra` (further options of sbatch by their long names).
     """
     if name == "slurm":
         from nnunet_godc.study.slurm import SlurmExecutor

@@ -7,6 +7,7 @@ jobs/ID/state.json         what has become of it
 jobs/ID/log.txt            everything that it printed, in all attempts
 jobs/ID/provenance.json    what made its result
 jobs/ID/lock               held as long as a process of it lives
+slurm/                     batch scripts, and what Slurm says of each of its jobs
 """
 
 from __future__ import annotations

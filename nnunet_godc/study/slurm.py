@@ -168,7 +168,8 @@ class SlurmExecutor:
             with _outside_of_slurm():
                 accepted = executor.submit_array([SubmittedJob(folder, job.id) for job in array])
         except submitit.core.utils.FailedJobError as error:
-            raise UserError(f"Slurm refuses {', '.join(job.id for job in array)}: {error}") from None
+            others = f" and {len(array) - 1} more" if len(array) > 1 else ""
+            raise UserError(f"Slurm refuses {array[0].id}{others}: {' '.join(str(error).split())}") from None
         ids = {job.id: entry.job_id for job, entry in zip(array, accepted, strict=True)}
         for name, slurm_id in ids.items():
             update_state(folder, name, status="queued", scheduler_id=slurm_id, note="")
