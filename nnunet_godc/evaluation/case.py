@@ -171,8 +171,6 @@ def _measure_label(
 
 def _read(path: Path, what: str, reader: type[Any], known: frozenset[int]) -> tuple[NDArray[np.uint16], dict[str, Any]]:
     """The segmentation, (z, y, x), and what nnU-Net's reader says of it."""
-    if not path.is_file():
-        raise CaseProblem(f"its {what} is missing: {path}")
     try:
         with contextlib.redirect_stdout(io.StringIO()):  # the readers print warnings of their own
             image, properties = reader().read_seg(str(path))

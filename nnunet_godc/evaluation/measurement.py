@@ -127,7 +127,8 @@ def _task(position: tuple[int, int], results: Results, case: Case, options: Opti
     options = dataclasses.replace(options, lesions=tuple(n for n in options.lesions if n in results.labels.values))
     depends_on = [
         METHOD,
-        *(_state(path, what) for path, what in ((case.prediction, "prediction"), (case.reference, "reference"))),
+        _state(case.prediction, "its prediction is missing"),
+        _state(case.reference, "its reference is missing; give the folder of the references with -ref"),
         results.reader.__name__,
         dataclasses.asdict(results.labels),
         dataclasses.asdict(options),
@@ -145,11 +146,11 @@ def _task(position: tuple[int, int], results: Results, case: Case, options: Opti
     )
 
 
-def _state(path: Path, what: str) -> tuple[str, int, int]:
+def _state(path: Path, missing: str) -> tuple[str, int, int]:
     try:
         status = path.stat()
     except OSError:
-        raise CaseProblem(f"its {what} is missing: {path}") from None
+        raise CaseProblem(f"{missing}: {path}") from None
     return str(path.resolve()), status.st_size, status.st_mtime_ns
 
 

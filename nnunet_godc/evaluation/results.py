@@ -26,15 +26,25 @@ class Case:
     Attributes:
         name: of the case.
         fold: that it was held out of; None where that cannot be told.
-        prediction, reference: the files, which may be missing.
+        predictions, references: the folders of its files, which may be missing.
+        file: what both files are called.
         counted: every label as nnU-Net's summary.json has counted its voxels; None without.
     """
 
     name: str
     fold: int | None
-    prediction: Path
-    reference: Path
+    predictions: Path
+    references: Path
+    file: str
     counted: Mapping[str, LabelMeasures] | None = None
+
+    @property
+    def prediction(self) -> Path:
+        return self.predictions / self.file
+
+    @property
+    def reference(self) -> Path:
+        return self.references / self.file
 
 
 @dataclass(frozen=True)
@@ -101,7 +111,7 @@ def trainer_results(folder: Path, references: Path | None = None) -> Results:
     from nnunetv2.utilities.file_path_utilities import convert_identifier_to_trainer_plans_config
 
     name = convert_identifier_to_trainer_plans_config(str(folder.resolve()))
-    if len(name) != 3 or not (folder / "plans.json").is_file():
+    if len(name) != 3:
         raise UserError(
             f"{folder} is no folder of results; give nnUNet_results/DatasetXXX_Name/TRAINER__PLANS__CONFIGURATION, or "
             "predictions and references with -pred and -ref"
@@ -189,11 +199,13 @@ def _add(
     expected: Iterable[str] = (),
 ) -> None:
     """Adds the cases of one folder of predictions, those that are `expected` whether they are there or not."""
-    counted, named_reference = _read_summary(folder / SUMMARY, model, found)
-    references = references or _references(model, named_reference)
+    counted, counted_against = _read_summary(folder / SUMMARY, model, found)
+    if references is None:
+        references = _references(model, counted_against)
+    elif counted_against is None or counted_against.resolve() != references.resolve():
+        counted = {}  # against other references than those that are asked for
     for name in sorted({*_names(folder, model.file_ending), *counted, *expected}):
-        file = name + model.file_ending
-        found.cases.append(Case(name, fold, folder / file, references / file, counted.get(name)))
+        found.cases.append(Case(name, fold, folder, references, name + model.file_ending, counted.get(name)))
 
 
 def _read_summary(path: Path, model: _Model, found: _Found) -> tuple[dict[str, dict[str, LabelMeasures]], Path | None]:
