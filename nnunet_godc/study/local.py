@@ -20,7 +20,7 @@ from nnunet_godc.study.job_lock import is_held
 from nnunet_godc.study.jobs import Job, dependents, in_order
 
 LINES_SHOWN_ON_FAILURE = 20
-_SECONDS_BETWEEN_LOOKS = 0.2
+SECONDS_BETWEEN_LOOKS = 0.2
 
 
 class LocalExecutor:
@@ -107,7 +107,7 @@ class _Queue:
         try:
             while self.waiting or self.running:
                 self._start_what_can_start()
-                time.sleep(_SECONDS_BETWEEN_LOOKS)
+                time.sleep(SECONDS_BETWEEN_LOOKS)
                 for running in [entry for entry in self.running if entry.process.poll() is not None]:
                     self._conclude(running)
         except BaseException:

@@ -12,6 +12,12 @@ import pytest
 DATASET = "Dataset901_Tiny"
 
 
+@pytest.fixture(autouse=True)
+def quick_looks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The queue looks at its jobs all the time, as these take no time themselves."""
+    monkeypatch.setattr("nnunet_godc.study.local.SECONDS_BETWEEN_LOOKS", 0.02)
+
+
 @pytest.fixture
 def nnunet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder with nnU-Net's three, in which there is one raw dataset."""
