@@ -23,7 +23,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from nnunet_godc.losses.statistics import soft_dice, soft_statistics, soft_union
+from nnunet_godc.losses.statistics import SoftStatistics, soft_dice, soft_statistics, soft_union
 
 Normalization = Literal["mean", "l2", "l1", "max", "running"]
 
@@ -146,6 +146,10 @@ class GODCLoss(nn.Module):
     def forward(self, net_output: Tensor, target: Tensor, loss_mask: Tensor | None = None) -> Tensor:
         probabilities = net_output if self.apply_nonlin is None else self.apply_nonlin(net_output)
         statistics = soft_statistics(probabilities, target, loss_mask, include_background=self.do_bg)
+        return self.of_statistics(statistics, voxels=math.prod(net_output.shape[2:]))
+
+    def of_statistics(self, statistics: SoftStatistics, voxels: int) -> Tensor:
+        """The loss that these statistics give; of all classes that count, from an output of so many voxels."""
         dice = soft_dice(statistics, self.smooth)  # (B, C)
         if self.config.exponent == 0:
             return -dice.mean()
@@ -154,7 +158,7 @@ class GODCLoss(nn.Module):
             union = union.detach()
         norm, share = self._norm_over_ranks(union)  # (C,), scalar
         if self.config.normalization == "running":
-            norm = self._running_norm(norm, math.prod(net_output.shape[2:]))
+            norm = self._running_norm(norm, voxels)
         weight = dice_weight(union, norm, self.config.exponent)
         return (weight - 1 - weight * dice).mean() * share
 

@@ -15,6 +15,10 @@ class SoftStatistics(NamedTuple):
     prediction: Tensor  # sum P
     reference: Tensor  # sum Y
 
+    def foreground(self) -> SoftStatistics:
+        """Without channel 0; (B, C - 1)."""
+        return SoftStatistics(*(entry[:, 1:] for entry in self))
+
 
 def soft_statistics(
     probabilities: Tensor, target: Tensor, mask: Tensor | None = None, include_background: bool = True
