@@ -22,6 +22,7 @@ from nnunet_godc.conversion.labels import LabelArray, LabelRules, read_label, un
 from nnunet_godc.conversion.nifti import NiftiFile, geometry_of_header, nifti_header, with_geometry_of, write_nifti
 from nnunet_godc.conversion.placing import place_label
 from nnunet_godc.conversion.problems import CaseError, Notes
+from nnunet_godc.conversion.record import RECORD_FORMAT
 from nnunet_godc.replacing import replacing
 
 if TYPE_CHECKING:
@@ -33,7 +34,6 @@ SeriesChoice = int | Literal["only", "largest"]
 PLAUSIBLE_HU = (-250.0, 600.0)  # mean attenuation of anything that is segmented in these collections
 READ_AT_ONCE = 2**20
 UNREADABLE = "a source file cannot be read: it is missing or not permitted"
-RECORD_FORMAT = 1  # of the records in conversion.json; a higher one is not compatible
 
 
 @dataclass(frozen=True)

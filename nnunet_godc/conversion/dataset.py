@@ -21,7 +21,6 @@ import filelock
 
 import nnunet_godc
 from nnunet_godc.conversion.case import (
-    RECORD_FORMAT,
     CaseSettings,
     CaseSource,
     convert_case,
@@ -31,15 +30,14 @@ from nnunet_godc.conversion.case import (
     source_paths,
 )
 from nnunet_godc.conversion.collection import Collection, Found, dataset_labels, names_of
+from nnunet_godc.conversion.json_files import write_json
 from nnunet_godc.conversion.problems import CaseError, UnknownGeometryError
-from nnunet_godc.conversion.splits import Folds
+from nnunet_godc.conversion.record import RECORD, RECORD_FORMAT, read_record
+from nnunet_godc.conversion.splits import SPLITS, Folds
 from nnunet_godc.errors import UserError
-from nnunet_godc.replacing import replacing
 from nnunet_godc.workers import WorkerEnded, in_workers
 
 PARTS = ("imagesTr", "labelsTr", "imagesTs", "labelsTs")
-RECORD = "conversion.json"
-SPLITS = "splits_final.json"
 
 
 @dataclass(frozen=True)
@@ -141,10 +139,10 @@ def convert_dataset(job: Job, *, progress: Callable[[str, int], None] = lambda n
             if not outcome.records:
                 raise UserError("no case could be converted" + "".join(f"\n  {text}" for text in outcome.problems))
             _write_description(unfinished, job, outcome, labels, regions_class_order)
-            _write_json(unfinished / RECORD, _record(job, outcome, identity))
+            write_json(unfinished / RECORD, _record(job, outcome, identity))
             if job.folds is not None:
                 outcome.folds = _without_missing(job.folds, outcome)
-                _write_json(unfinished / SPLITS, outcome.folds)
+                write_json(unfinished / SPLITS, outcome.folds)
             _drop_leftovers(unfinished, outcome)
             _move_into_place(unfinished, job.target)
             outcome.complete = True
@@ -154,59 +152,6 @@ def convert_dataset(job: Job, *, progress: Callable[[str, int], None] = lambda n
         # An empty folder that nobody converts into is of no use to anyone.
         _remove_if_unused(unfinished)
     return outcome
-
-
-def read_record(folder: Path) -> dict[str, Any]:
-    """conversion.json of a converted dataset.
-
-    Raises:
-        UserError: there is none, or it is not readable.
-    """
-    path = folder / RECORD
-    try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"{folder} has no {RECORD}: it was not written by nnunet-godc convert") from None
-    except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{path} cannot be read or is damaged; convert the collection again") from error
-    if (
-        not isinstance(record, dict)
-        or record.get("format") != RECORD_FORMAT
-        or not isinstance(record.get("cases"), dict)
-    ):
-        raise UserError(f"{path} is of another version of nnunet-godc; convert the collection again with --overwrite")
-    return record
-
-
-def also_in_other_datasets(records: Mapping[str, Mapping[str, Any]], target: Path) -> dict[str, list[str]]:
-    """Cases whose scan another converted dataset beside `target` holds too: its folder's name, and our cases' names."""
-    own = {record["image"]["fingerprint"]: name for name, record in records.items()}
-    shared = {}
-    for folder in sorted(target.parent.glob("Dataset*")):
-        if folder != target and (folder / RECORD).exists():
-            with contextlib.suppress(UserError, KeyError, TypeError):
-                others = {record["image"]["fingerprint"] for record in read_record(folder)["cases"].values()}
-                if both := sorted(own[fingerprint] for fingerprint in own.keys() & others):
-                    shared[folder.name] = both
-    return shared
-
-
-def place_splits(target: Path, *, overwrite: bool) -> str:
-    """Put a dataset's folds where nnU-Net looks for them, if nnUNet_preprocessed is set; says what was done.
-
-    Folds that are there and differ stay unless `overwrite`.
-    """
-    preprocessed = os.environ.get("nnUNet_preprocessed")
-    if not preprocessed:
-        return f"folds: {target / SPLITS}; copy them to the dataset's folder in nnUNet_preprocessed before training"
-    there = Path(preprocessed) / target.name / SPLITS
-    folds = (target / SPLITS).read_bytes()
-    if there.exists() and there.read_bytes() != folds and not overwrite:
-        return f"folds: {target / SPLITS}; {there} has others and was left alone (--overwrite replaces it)"
-    there.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(there) as temporary:
-        temporary.write_bytes(folds)
-    return f"folds: {there}"
 
 
 def _convert_cases(
@@ -274,14 +219,14 @@ def _convert_or_take_over(task: _Task) -> tuple[dict[str, Any], bool] | CaseErro
             if _still_fits(task, task.earlier):
                 if _is_whole(task.target, task.earlier):
                     _take_over(task.target, task.unfinished, task.earlier)
-                    _write_json(record_path, task.earlier)
+                    write_json(record_path, task.earlier)
                     return task.earlier, True
             elif not task.overwrite:
                 raise _ChangedSourceError(
                     "its source or options changed since the dataset was converted; convert anew with --overwrite"
                 )
         record = convert_case(task.source, task.settings, task.root, task.unfinished)
-        _write_json(record_path, record)
+        write_json(record_path, record)
     except CaseError as error:
         return error
     except MemoryError:
@@ -469,9 +414,3 @@ def source_bytes(source: CaseSource) -> int:
     with contextlib.suppress(CaseError, OSError):
         return sum(path.stat().st_size for path in source_paths(source))
     return 0
-
-
-def _write_json(path: Path, content: Any) -> None:
-    text = json.dumps(content, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
-    with replacing(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from nnunet_godc.conversion.json_files import read_json
 from nnunet_godc.errors import UserError
 
 IGNORED = "ignore"  # nnU-Net's name for voxels that nobody has labelled
@@ -42,12 +42,7 @@ def read_description(folder: Path) -> Description:
         UserError: there is none, or it does not say what nnU-Net needs.
     """
     path = folder / "dataset.json"
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"{folder} has no dataset.json; give the folder of a raw nnU-Net dataset") from None
-    except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{path} cannot be read or is damaged; convert the collection again") from error
+    content = read_json(path, missing=f"{folder} has no dataset.json; give the folder of a raw nnU-Net dataset")
     try:
         labels = {str(name): _values(value) for name, value in content["labels"].items()}
         return Description(

@@ -12,13 +12,13 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
 
-from nnunet_godc.conversion.dataset import RECORD, read_record
 from nnunet_godc.conversion.description import IGNORED, Description, read_description
 from nnunet_godc.conversion.files import is_hidden
 from nnunet_godc.conversion.formats import VolumeFile, open_volume
 from nnunet_godc.conversion.grid import Grid, Volume
 from nnunet_godc.conversion.labels import LabelRules, count_values, read_label
 from nnunet_godc.conversion.problems import CaseError, Notes
+from nnunet_godc.conversion.record import RECORD, read_record
 from nnunet_godc.errors import UserError
 from nnunet_godc.replacing import replacing
 

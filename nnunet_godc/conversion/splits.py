@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections import Counter
 from collections.abc import Collection, Mapping
 from itertools import accumulate
@@ -12,9 +13,11 @@ from pathlib import Path
 from nnunet_godc.conversion.collection import check_case_name
 from nnunet_godc.conversion.tables import check_known_cases, read_table, read_text
 from nnunet_godc.errors import UserError
+from nnunet_godc.replacing import replacing
 
 Folds = list[dict[str, list[str]]]
 
+SPLITS = "splits_final.json"
 PAPER_TEST_SHARE = 34 / 174  # of the paper's in-house collection: 140 cases to train, 34 to test
 
 
@@ -98,6 +101,24 @@ def read_folds(path: Path, cases: Collection[str], patients: Mapping[str, str]) 
     for number, fold in enumerate(folds):
         _check_sides(f"{path}, fold {number}", fold, patients)
     return [{side: sorted(fold[side]) for side in ("train", "val")} for fold in folds]
+
+
+def place_splits(target: Path, *, overwrite: bool) -> str:
+    """Put a dataset's folds where nnU-Net looks for them, if nnUNet_preprocessed is set; says what was done.
+
+    Folds that are there and differ stay unless `overwrite`.
+    """
+    preprocessed = os.environ.get("nnUNet_preprocessed")
+    if not preprocessed:
+        return f"folds: {target / SPLITS}; copy them to the dataset's folder in nnUNet_preprocessed before training"
+    there = Path(preprocessed) / target.name / SPLITS
+    folds = (target / SPLITS).read_bytes()
+    if there.exists() and there.read_bytes() != folds and not overwrite:
+        return f"folds: {target / SPLITS}; {there} has others and was left alone (--overwrite replaces it)"
+    there.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(there) as temporary:
+        temporary.write_bytes(folds)
+    return f"folds: {there}"
 
 
 def _in_drawn_order(patients: Mapping[str, str], purpose: str, seed: int) -> list[list[str]]:

@@ -14,8 +14,9 @@ import pytest
 from nnunet_godc.conversion import dataset as engine
 from nnunet_godc.conversion.case import CaseSettings, CaseSource
 from nnunet_godc.conversion.collection import Collection, Found
-from nnunet_godc.conversion.dataset import Job, also_in_other_datasets, convert_dataset, place_splits, read_record
+from nnunet_godc.conversion.dataset import Job, convert_dataset
 from nnunet_godc.conversion.labels import LabelRules
+from nnunet_godc.conversion.record import also_in_other_datasets, read_record
 from nnunet_godc.errors import UserError
 
 COLLECTION = Collection(
@@ -407,22 +408,6 @@ def test_folds_hold_the_cases_that_came_through(job):
     assert json.loads((job.target / "splits_final.json").read_text()) == [
         {"train": ["case_0", "case_2"], "val": ["case_3", "case_4"]}
     ]
-
-
-def test_folds_go_where_nnunet_looks_and_replace_none_unasked(job, tmp_path, monkeypatch):
-    folds = [{"train": ["case_0"], "val": ["case_1"]}]
-    convert_dataset(replace(job, folds=folds))
-    monkeypatch.delenv("nnUNet_preprocessed", raising=False)
-    assert "copy them" in place_splits(job.target, overwrite=False)
-    monkeypatch.setenv("nnUNet_preprocessed", str(tmp_path / "preprocessed"))
-    there = tmp_path / "preprocessed" / "Dataset501_Test" / "splits_final.json"
-    place_splits(job.target, overwrite=False)
-    assert json.loads(there.read_text()) == folds
-    there.write_text("[]")
-    assert "left alone" in place_splits(job.target, overwrite=False)
-    assert there.read_text() == "[]"
-    place_splits(job.target, overwrite=True)
-    assert json.loads(there.read_text()) == folds
 
 
 def test_scans_of_another_dataset_are_found_and_left_out(job, tmp_path):

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nnunet_godc.conversion.splits import PAPER_TEST_SHARE, draw_folds, draw_test_cases, read_folds
+from nnunet_godc.conversion.splits import PAPER_TEST_SHARE, draw_folds, draw_test_cases, place_splits, read_folds
 from nnunet_godc.errors import UserError
 
 SINGLE = {f"case_{number:03}": f"patient_{number:03}" for number in range(174)}
@@ -185,3 +185,30 @@ def test_folds_that_are_not_in_order_are_one_sentence(write, content, message):
 def test_a_file_that_is_not_there_is_one_sentence(tmp_path):
     with pytest.raises(UserError, match="cannot be read: No such file"):
         read_folds(tmp_path / "splits.json", set(CASES), CASES)
+
+
+@pytest.fixture
+def placing(tmp_path, monkeypatch):
+    """A dataset's folder with folds, and where nnU-Net looks for them."""
+    dataset = tmp_path / "raw" / "Dataset501_Test"
+    dataset.mkdir(parents=True)
+    (dataset / "splits_final.json").write_text(json.dumps([{"train": ["case_0"], "val": ["case_1"]}]))
+    monkeypatch.setenv("nnUNet_preprocessed", str(tmp_path / "preprocessed"))
+    return dataset, tmp_path / "preprocessed" / "Dataset501_Test" / "splits_final.json"
+
+
+def test_folds_go_where_nnunet_looks_and_replace_none_unasked(placing):
+    dataset, there = placing
+    folds = (dataset / "splits_final.json").read_text()
+    place_splits(dataset, overwrite=False)
+    assert there.read_text() == folds
+    there.write_text("[]")
+    assert "left alone" in place_splits(dataset, overwrite=False)
+    assert there.read_text() == "[]"
+    place_splits(dataset, overwrite=True)
+    assert there.read_text() == folds
+
+
+def test_without_preprocessed_data_folds_are_to_be_copied(placing, monkeypatch):
+    monkeypatch.delenv("nnUNet_preprocessed")
+    assert "copy them" in place_splits(placing[0], overwrite=False)
