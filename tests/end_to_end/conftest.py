@@ -1,6 +1,8 @@
 """nnU-Net's own commands as subprocesses, in folders of their own."""
 
+import json
 import subprocess
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -11,6 +13,7 @@ import pytest
 import torch
 
 from nnunet_godc.demo.commands import find_command, nnunet_environment
+from tests.end_to_end.tiny_dataset import DATASET, PLANS, SPLITS, add_cascade, narrow, write_dataset
 
 SHOWN_ON_FAILURE = 6000  # characters: a traceback, and what led to it
 
@@ -46,7 +49,7 @@ class Workspace:
     def environment(self, command: str, results: Path | None = None) -> dict[str, str]:
         variables = nnunet_environment(self.raw, self.preprocessed, results or self.results)
         variables["nnUNet_extTrainer"] = str(self.users_trainers)
-        if command == "nnUNetv2_train":
+        if command in ("nnUNetv2_train", sys.executable):
             # The main process augments: a worker takes longer to start than these trainings take. The planner has no
             # use for 0.
             variables["nnUNet_n_proc_DA"] = "0"
@@ -139,6 +142,21 @@ def make_workspace(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], 
         return workspace
 
     return make
+
+
+@pytest.fixture(scope="session")
+def tiny_workspace(make_workspace: Callable[[str], Workspace]) -> Workspace:
+    """The tiny dataset, planned and preprocessed, split into two folds so that both together predict every case."""
+    workspace = make_workspace("")
+    write_dataset(workspace.raw / DATASET)
+    workspace.run("nnUNetv2_plan_and_preprocess", "-d", "901", "--verify_dataset_integrity", "--no_pp", "-npfp", "1")
+    preprocessed = workspace.preprocessed / DATASET
+    add_cascade(preprocessed / f"{PLANS}.json", narrow(preprocessed / f"{PLANS}.json"))
+    workspace.run(
+        *("nnUNetv2_preprocess", "-d", "901", "-plans_name", PLANS, "-c", "2d", "3d_fullres", "3d_lowres", "-np", "1")
+    )
+    (preprocessed / "splits_final.json").write_text(json.dumps(SPLITS))
+    return workspace
 
 
 @pytest.fixture
