@@ -69,8 +69,9 @@ def test_without_support_it_says_what_stays_possible(raised):
 def test_an_interval_without_zero_is_not_enough_among_many_tests(raised):
     many = replace(raised, sign_flip_p_holm=0.08, signed_rank_p_holm=0.2)
     assert claim(many) == (
-        "No difference in Dice of tumour between GODC and stock can be claimed: the interval from 0.4 to 3.2 points excludes "
-        "zero, but the test does not reject (p = 0.08 after Holm's correction for 3 comparisons; 118 patients)."
+        "No difference in Dice of tumour between GODC and stock can be claimed: the interval from 0.4 to 3.2 points "
+        "excludes zero, but the test does not reject (p = 0.08 after Holm's correction for 3 comparisons; 118 "
+        "patients)."
     )
 
 
