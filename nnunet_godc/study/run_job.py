@@ -27,6 +27,7 @@ from nnunet_godc.study.provenance import Record
 
 SECONDS_TO_END = 20.0  # that a command has after SIGTERM, before it is killed
 _STOPPING = (signal.SIGTERM, signal.SIGINT)
+_TIME_IS_UP = signal.SIGUSR2  # submitit's; who called `run_job` deals with it
 
 
 class _Stopped(BaseException):
@@ -104,7 +105,7 @@ def _attempt(folder: Path, job: Job, files: JobFolder, lock: int) -> int:
 def _conclude(folder: Path, job: Job, code: int) -> int:
     """Writes what has become of a command that ended by itself, and returns the job's exit status."""
     missing = [path for path in job.expected if not Path(path).exists()]
-    if -code in _STOPPING:
+    if -code in (*_STOPPING, _TIME_IS_UP):
         # As when a cluster signals every process of a job, this one last.
         update_state(folder, job.id, status="interrupted", end=time.time(), return_code=code, note=_ended_by(-code))
         return 128 - code

@@ -195,13 +195,16 @@ class TestEndings:
         assert (state.status, state.return_code) == ("failed", -signal.SIGKILL)
         assert "memory" in state.note
 
-    def test_a_command_that_a_cluster_ended_itself_goes_on_later(self, tmp_path: Path, grandchild: Path) -> None:
+    @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR2])
+    def test_a_command_that_a_cluster_ended_itself_goes_on_later(
+        self, tmp_path: Path, grandchild: Path, number: signal.Signals
+    ) -> None:
         with start(tmp_path) as process:
             wait_until(lambda: grandchild.exists() and grandchild.read_text().endswith("\n"))
             group = read_state(tmp_path, "job").group
             assert group is not None
-            os.killpg(group, signal.SIGTERM)
-            assert process.wait() == 128 + signal.SIGTERM
+            os.killpg(group, number)
+            assert process.wait() == 128 + number
         assert read_state(tmp_path, "job").status == "interrupted"
 
     def test_a_second_process_waits_for_a_command_whose_watcher_was_killed(self, tmp_path: Path) -> None:
