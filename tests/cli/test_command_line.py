@@ -26,6 +26,7 @@ def modules_loaded_by(code: str) -> set[str]:
         "from nnunet_godc.cli import main; main(['--help'])",
         "from nnunet_godc.cli import main; main(['demo', '--help'])",
         "from nnunet_godc.cli import main; main(['doctor', '--help'])",
+        "from nnunet_godc.cli import main; main(['evaluate', '--help'])",
         "from nnunet_godc.cli import main; main(['warm-start', '--help'])",
     ],
 )
