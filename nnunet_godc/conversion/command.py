@@ -234,6 +234,7 @@ def _dry_run(job: Job) -> int:
 
 
 def _report(job: Job, outcome: Outcome, shared: Mapping[str, list[str]], overwrite: bool) -> int:
+    problems = list(outcome.problems)
     warned = [(name, text) for name, record in outcome.records.items() for text in record["warnings"]]
     for name, text in warned[:WARNINGS_SHOWN]:
         print(f"{name}: {text}")
@@ -254,12 +255,15 @@ def _report(job: Job, outcome: Outcome, shared: Mapping[str, list[str]], overwri
         again = f" ({outcome.taken_over} of them taken over from an earlier run)" if outcome.taken_over else ""
         print(f"{training} training and {len(outcome.records) - training} test cases{again}: {job.target}")
         if outcome.folds is not None:
-            print(place_splits(job.target, overwrite=overwrite))
+            try:
+                print(place_splits(job.target, overwrite=overwrite))
+            except UserError as error:
+                problems.append(str(error))
         print(f"Next: nnunet-godc convert preview {job.target}  (a flip is seen at a glance), then")
         print(f"      nnUNetv2_plan_and_preprocess -d {job.target.name[7:10]} --verify_dataset_integrity")
     else:
         print(f"Nothing was changed in {job.target}.")
-    return _tell_problems(outcome.problems)
+    return _tell_problems(problems)
 
 
 def _tell_problems(problems: Sequence[str]) -> int:

@@ -107,17 +107,26 @@ def place_splits(target: Path, *, overwrite: bool) -> str:
     """Put a dataset's folds where nnU-Net looks for them, if nnUNet_preprocessed is set; says what was done.
 
     Folds that are there and differ stay unless `overwrite`.
+
+    Raises:
+        UserError: nnUNet_preprocessed cannot be written to.
     """
     preprocessed = os.environ.get("nnUNet_preprocessed")
     if not preprocessed:
         return f"folds: {target / SPLITS}; copy them to the dataset's folder in nnUNet_preprocessed before training"
     there = Path(preprocessed) / target.name / SPLITS
     folds = (target / SPLITS).read_bytes()
-    if there.exists() and there.read_bytes() != folds and not overwrite:
-        return f"folds: {target / SPLITS}; {there} has others and was left alone (--overwrite replaces it)"
-    there.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(there) as temporary:
-        temporary.write_bytes(folds)
+    try:
+        if there.exists() and there.read_bytes() != folds and not overwrite:
+            return f"folds: {target / SPLITS}; {there} has others and was left alone (--overwrite replaces it)"
+        there.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(there) as temporary:
+            temporary.write_bytes(folds)
+    except OSError as error:
+        raise UserError(
+            f"the folds cannot be put into nnUNet_preprocessed, as {there}: {error.strerror}; mend that and run the "
+            f"same command again, or copy {target / SPLITS} there before training"
+        ) from error
     return f"folds: {there}"
 
 

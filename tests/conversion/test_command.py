@@ -86,6 +86,19 @@ def test_folds_are_drawn_or_read(lits, tmp_path):
     ]
 
 
+def test_a_dataset_stays_whole_where_its_folds_cannot_be_placed(lits, tmp_path, capsys, monkeypatch):
+    (lits / "volume-5.nii").write_bytes(b"")
+    (tmp_path / "preprocessed").write_text("no folder")
+    monkeypatch.setenv("nnUNet_preprocessed", str(tmp_path / "preprocessed"))
+    assert convert("lits", "-i", lits, "-np", 0, "--folds") == 1
+    told = capsys.readouterr()
+    assert "5 training and 0 test cases" in told.out
+    assert "cannot be put into nnUNet_preprocessed" in told.err
+    assert "LiTS_005" in told.err
+    assert "Traceback" not in told.err
+    assert (tmp_path / "raw" / "Dataset501_LiTS" / "splits_final.json").is_file()
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

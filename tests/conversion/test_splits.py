@@ -212,3 +212,16 @@ def test_folds_go_where_nnunet_looks_and_replace_none_unasked(placing):
 def test_without_preprocessed_data_folds_are_to_be_copied(placing, monkeypatch):
     monkeypatch.delenv("nnUNet_preprocessed")
     assert "copy them" in place_splits(placing[0], overwrite=False)
+
+
+@pytest.mark.parametrize("where", ["nnUNet_preprocessed", "the dataset's folder", "the file"])
+def test_folds_that_cannot_be_placed_are_told_in_a_sentence(placing, where):
+    dataset, there = placing
+    if where == "the file":
+        there.mkdir(parents=True)
+    else:
+        in_the_way = there.parent.parent if where == "nnUNet_preprocessed" else there.parent
+        in_the_way.parent.mkdir(exist_ok=True)
+        in_the_way.write_text("no folder")
+    with pytest.raises(UserError, match="cannot be put into nnUNet_preprocessed"):
+        place_splits(dataset, overwrite=True)
