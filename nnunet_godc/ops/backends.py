@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from nnunet_godc.ops import _numba, _reference
+from nnunet_godc.ops import _numba, _reference, _triton
 
 
 @dataclass(frozen=True)
@@ -35,6 +35,13 @@ class Backend:
 
 # Fastest first; the reference comes last and takes everything.
 BACKENDS = (
+    Backend(
+        name="triton",
+        forward=_triton.forward,
+        backward=_triton.backward,
+        why_unusable=_triton.why_unusable,
+        supports=_triton.supports,
+    ),
     Backend(
         name="numba",
         forward=_numba.forward,

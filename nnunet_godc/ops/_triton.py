@@ -1,0 +1,149 @@
+"""Deformable convolution on NVIDIA GPUs: Triton kernels that gather, multiply and scatter without a column buffer.
+
+What bounds them is gathering rows and adding to rows, not arithmetic; the design follows from that. See
+`_triton_points` for how a sample is addressed, `_triton_kernels` for the three passes, `_triton_launch` for how they
+are cut.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from functools import cache
+from importlib.util import find_spec
+
+import torch
+from torch import Tensor
+
+from nnunet_godc.ops._triton_launch import Call
+
+CAPABILITY = (8, 0)  # Ampere, the oldest with products in bfloat16
+DTYPES = (torch.float16, torch.bfloat16, torch.float32)
+# Temporary memory, the float32 gradient of the input above all: samples of the batch are taken one after the other
+# when they would need more together.
+WORKSPACE = 256 * 2**20
+
+
+@cache
+def why_unusable() -> str | None:
+    """None where a GPU runs the kernels, else the reason; a failure of the compiler is warned about once."""
+    if not torch.cuda.is_available():
+        return "PyTorch sees no CUDA device"
+    if find_spec("triton") is None:
+        return "triton is not installed; PyTorch for CUDA on Linux brings it along"
+    capability = torch.cuda.get_device_capability()
+    if capability < CAPABILITY:
+        return f"the GPU has compute capability {capability[0]}.{capability[1]}; the kernels need 8.0 (Ampere) or newer"
+    try:
+        one = torch.ones(1, 16, 2, 2, device="cuda", dtype=torch.float16)
+        arguments = (one, one[:, :2], one[:, :, :1, :1], None, [0, 0], [1, 1], 1)
+        forward(*arguments[:3], None, *arguments[3:])
+        backward(one[:, :1], *arguments)
+    except Exception as error:  # Triton raises its own, the C compiler's or the driver's
+        reason = f"triton cannot compile here ({type(error).__name__}: {str(error).strip().splitlines()[0]})"
+        warnings.warn(
+            f"nnunet-godc: {reason}; deformable convolutions take the slower reference", RuntimeWarning, stacklevel=2
+        )
+        return reason
+    return None
+
+
+def supports(input: Tensor, offset: Tensor, weight: Tensor, offset_groups: int) -> bool:
+    """Whether this call can be computed here: on a GPU, all channels in one group, two or three axes displaced."""
+    displaced = offset.shape[1] // (offset_groups * weight.shape[2:].numel())
+    return (
+        input.is_cuda
+        and input.dtype in DTYPES
+        and weight.dtype == input.dtype
+        and offset.dtype in DTYPES
+        and input.shape[1] == weight.shape[1]
+        and displaced in (2, 3)
+        and input.numel() > 0
+        and weight.numel() > 0
+        # positions are read in pairs along x, and rows are counted by 32 bits
+        and input.shape[-1] > 1
+        and max(input.shape[2:].numel(), offset.shape[2:].numel()) < 2**31
+    )
+
+
+def forward(
+    input: Tensor,
+    offset: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    mask: Tensor | None,
+    padding: list[int],
+    dilation: list[int],
+    offset_groups: int,
+) -> Tensor:
+    """Deformable convolution; arguments and result as in :func:`nnunet_godc.ops.deform_conv`."""
+    output = input.new_empty(input.shape[0], weight.shape[0], *offset.shape[2:])
+    for part in _parts(input, bytes_per_value=input.element_size()):
+        call = Call(input[part], offset[part], weight, _of(mask, part), padding, dilation, offset_groups)
+        call.forward(bias, output[part]).run()
+    return output
+
+
+def backward(
+    grad_output: Tensor,
+    input: Tensor,
+    offset: Tensor,
+    weight: Tensor,
+    mask: Tensor | None,
+    padding: list[int],
+    dilation: list[int],
+    offset_groups: int,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Gradients by input, offset, weight and mask; see the reference's for the equations.
+
+    With `torch.use_deterministic_algorithms` they are the same in every run on the same GPU.
+    """
+    grad_output = grad_output.contiguous()
+    grad_input = torch.empty_like(input, memory_format=torch.contiguous_format)
+    grad_offset = torch.empty_like(offset, memory_format=torch.contiguous_format)
+    grad_mask = None if mask is None else torch.empty_like(mask, memory_format=torch.contiguous_format)
+    grad_weight = torch.zeros_like(weight, dtype=torch.float32, memory_format=torch.contiguous_format)
+    deterministic = torch.are_deterministic_algorithms_enabled()
+    for part in _parts(input, bytes_per_value=8 if deterministic else 4):
+        call = Call(input[part], offset[part], weight, _of(mask, part), padding, dilation, offset_groups)
+        by_weight = call.gradient_by_weight(grad_output[part])
+        by_weight.run()
+        grad_weight += call.weight_like(by_weight.arguments["partial"].sum(0))
+
+        factor = _fixed_point(call, grad_output[part], _of(mask, part)) if deterministic else None
+        grad_table = torch.zeros_like(call.table, dtype=torch.int64 if deterministic else torch.float32)
+        by_samples = (grad_output[part], grad_table, grad_offset[part], _of(grad_mask, part), factor)
+        call.gradient_by_samples(*by_samples).run()
+        grad_input[part] = call.input_like(grad_table if factor is None else grad_table / factor)
+    return (
+        grad_input,
+        grad_offset,
+        grad_weight.to(weight.dtype),
+        grad_output.new_empty(0) if grad_mask is None else grad_mask,
+    )
+
+
+def _fixed_point(call: Call, grad_output: Tensor, mask: Tensor | None) -> Tensor:
+    """The power of two by which the input's gradient is multiplied to be added up in 64-bit integers.
+
+    |dx| <= sum over all samples that read x of |dS|, and |dS| <= max |dy| * max_kc sum_o |W_okc|, times |m|; the factor
+    takes the largest sum possible to 2^62. A gradient that is infinite or no number makes the factor, and with it the
+    result, no number: GradScaler finds it.
+    """
+    bound = grad_output.abs().amax().double() * call.kernel.abs().sum(1, dtype=torch.float64).amax()
+    if mask is not None:
+        bound = bound * mask.abs().amax().clamp_min(1)
+    bound = bound * call.geometry.voxels_out * call.geometry.taps
+    factor = torch.exp2(torch.floor(62 - torch.log2(bound.clamp_min(1e-30))))
+    return torch.where(bound.isfinite(), factor, float("nan")).float()
+
+
+def _parts(input: Tensor, bytes_per_value: int) -> Iterator[slice]:
+    """Ranges of samples of the batch, as long as their temporary memory is not too much."""
+    samples = max(1, WORKSPACE // (bytes_per_value * input[0].numel()))
+    for start in range(0, len(input), samples):
+        yield slice(start, start + samples)
+
+
+def _of(tensor: Tensor | None, part: slice) -> Tensor | None:
+    return None if tensor is None else tensor[part]

@@ -1,0 +1,291 @@
+"""What the Triton kernels are launched with: tensors laid out for them, and how the work is cut.
+
+How it is cut follows from channels and dtype, so that a network's kernels are compiled once, whatever the size of its
+patches, and kept on disk by Triton. Only small maps, which would leave most of the GPU idle, are cut finer.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from nnunet_godc.ops._geometry import Geometry
+
+WARP = 32  # threads
+PROGRAMS_PER_PROCESSOR = 4  # a program waits for memory most of its time; fewer would leave the GPU waiting too
+
+
+@dataclass(frozen=True)
+class Launch:
+    """One kernel with all that it takes; run as it is, or compiled ahead of time where there is no GPU.
+
+    Attributes:
+        kernel: its name in `_triton_kernels`.
+        grid: programs along up to three axes.
+        arguments: tensors, numbers, tuples of numbers, None.
+        constants: that it is compiled for.
+        warps: of a program.
+    """
+
+    kernel: str
+    grid: tuple[int, ...]
+    arguments: dict[str, Any]
+    constants: dict[str, Any]
+    warps: int
+
+    def run(self) -> None:
+        kernel = getattr(import_module("nnunet_godc.ops._triton_kernels"), self.kernel)
+        device = self.arguments["table"].device
+        with torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext():
+            # One stage: what is gathered goes through registers, which Triton's pipelines do not serve.
+            kernel[self.grid](**self.arguments, **self.constants, num_warps=self.warps, num_stages=1)
+
+    def compile(self, capability: int) -> Any:
+        """Compiles the kernel for GPUs of a compute capability (80, 90), as `run` would there; needs no GPU.
+
+        Returns:
+            Triton's CompiledKernel: its `asm` holds the code in every language that it went through.
+        """
+        from triton import compile
+        from triton.backends.compiler import GPUTarget
+        from triton.compiler import ASTSource
+
+        kernel = getattr(import_module("nnunet_godc.ops._triton_kernels"), self.kernel)
+        signature: dict[str, Any] = {}
+        constants: dict[tuple[int, ...], Any] = {}
+        attributes: dict[tuple[int, ...], list[list[str | int]]] = {}
+
+        def kind_of(value: Any, path: tuple[int, ...], constant: bool) -> Any:
+            if isinstance(value, tuple) and not constant:
+                return tuple(kind_of(entry, (*path, index), False) for index, entry in enumerate(value))
+            # as at a launch: numbers that are 1 are compiled in, multiples of 16 are promised
+            if constant or value is None or (isinstance(value, int) and value == 1):
+                constants[path] = value
+                return "constexpr"
+            if isinstance(value, Tensor) or value % 16 == 0:
+                attributes[path] = [["tt.divisibility", 16]]
+            if isinstance(value, Tensor):
+                return _POINTERS[value.dtype]
+            return "i32" if value < 2**31 else "i64"
+
+        for index, name in enumerate(kernel.arg_names):
+            constant = name in self.constants
+            value = self.constants[name] if constant else self.arguments[name]
+            signature[name] = kind_of(value, (index,), constant)
+        source = ASTSource(kernel, signature, constants, attributes)
+        options = {"num_warps": self.warps, "num_stages": 1}
+        return compile(source, target=GPUTarget("cuda", capability, 32), options=options)
+
+
+_POINTERS = {torch.float16: "*fp16", torch.bfloat16: "*bf16", torch.float32: "*fp32", torch.int64: "*i64"}
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """What one program works on.
+
+    Its voxels are fewer than its threads: each thread then computes the positions of its own rows, which Triton would
+    otherwise hand round in shared memory, with dozens of barriers per tap. Channels and outputs are powers of two, at
+    least the 16 that tensor cores take.
+
+    Attributes:
+        tile: output voxels along (z, y, x).
+        channels, outputs: at a time.
+        warps: of 32 threads.
+    """
+
+    tile: tuple[int, int, int]
+    channels: int
+    outputs: int
+    warps: int
+
+
+class Call:
+    """The arguments of one deformable convolution as the kernels take them; 2D as 3D of one slice."""
+
+    def __init__(
+        self,
+        input: Tensor,
+        offset: Tensor,
+        weight: Tensor,
+        mask: Tensor | None,
+        padding: list[int],
+        dilation: list[int],
+        offset_groups: int,
+    ) -> None:
+        self.geometry = Geometry.of(input, offset, weight, padding, dilation, offset_groups)
+        self.entries = offset_groups * self.geometry.taps
+        self.channels = input.shape[1] // offset_groups
+        self.outputs = weight.shape[0]
+        self.block_channels = max(block for block in (16, 32, 64) if _up_to(self.channels, 16) % block == 0)
+        # All outputs in one block as long as the sums fit into registers: each further one gathers all samples again.
+        whole = max(16, _power_of_two(self.outputs))
+        self.block_outputs = whole if whole <= 256 else 256 if self.outputs % 256 == 0 else 64
+        self.table = self._rows(input)
+        self.kernel = self._kernel(weight)
+        self.offset = _flat(offset)
+        self.mask = None if mask is None else _flat(mask)
+
+    def forward(self, bias: Tensor | None, output: Tensor) -> Launch:
+        """The launch that fills `output` (B, outputs, *output size)."""
+        blocks = self._gathering_blocks()
+        grid = (self._tiles(blocks), self.kernel.shape[1] // blocks.outputs)
+        arguments = {"weight": self.kernel.transpose(1, 2).contiguous(), "bias": bias, "output": output}
+        return self._launch("forward", grid, blocks, arguments)
+
+    def gradient_by_samples(
+        self,
+        grad_output: Tensor,
+        grad_table: Tensor,
+        grad_offset: Tensor,
+        grad_mask: Tensor | None,
+        fixed_point: Tensor | None,
+    ) -> Launch:
+        """The launch that adds to `grad_table`, shaped like `table`, and fills the gradients of offset and mask."""
+        blocks = self._scattering_blocks()
+        tiles = self._tiles(blocks)
+        parts = min(self.entries, math.ceil(self._programs() / tiles))
+        # the order in which the kernel takes channels of a block
+        by_block = self.kernel.unflatten(2, (-1, 4, blocks.channels // 8, 2))
+        arguments = {
+            "weight": by_block.transpose(-3, -2).flatten(2),
+            "grad_output": grad_output,
+            "grad_table": grad_table,
+            "grad_offset": grad_offset,
+            "grad_mask": grad_mask,
+            "fixed_point": fixed_point,
+            "entries": math.ceil(self.entries / parts),
+        }
+        return self._launch("gradient_by_samples", (tiles, parts), blocks, arguments)
+
+    def gradient_by_weight(self, grad_output: Tensor) -> Launch:
+        """The launch that fills its argument `partial`, (parts, entries, OUT, C); see `weight_like`."""
+        blocks = self._gathering_blocks()
+        tiles = self._tiles(blocks)
+        weight_blocks = (self.kernel.shape[1] // blocks.outputs, self.kernel.shape[2] // blocks.channels)
+        parts = min(tiles, math.ceil(self._programs() / (self.entries * math.prod(weight_blocks))))
+        partial = self.kernel.new_empty((parts, *self.kernel.shape), dtype=torch.float32)
+        arguments = {"grad_output": grad_output, "partial": partial, "all_tiles": tiles, "parts": parts}
+        return self._launch("gradient_by_weight", (self.entries * parts, *weight_blocks), blocks, arguments)
+
+    def input_like(self, rows: Tensor) -> Tensor:
+        """What is shaped like `table` as (B, in, *input size); a view where that can be."""
+        rows = rows[..., : self.channels].flatten(-2).movedim(-1, 1)
+        return rows if len(self.geometry.input_size) == 3 else rows.squeeze(2)
+
+    def weight_like(self, kernel: Tensor) -> Tensor:
+        """What is shaped like `kernel`, (entries, OUT, C), as (out, in, *kernel)."""
+        kernel = kernel[:, : self.outputs, : self.channels].unflatten(0, (-1, self.geometry.taps))
+        return kernel.permute(2, 0, 3, 1).reshape(self.outputs, -1, *self.geometry.kernel)
+
+    def _rows(self, input: Tensor) -> Tensor:
+        """The input as (B, z, y, x, offset groups, C), without a copy if that is how it lies in memory."""
+        rows = (input.unsqueeze(2) if input.dim() == 4 else input).movedim(1, -1)
+        return _padded(rows.unflatten(-1, (-1, self.channels)), _up_to(self.channels, self.block_channels))
+
+    def _kernel(self, weight: Tensor) -> Tensor:
+        """The weight as (entries, OUT, C)."""
+        kernel = weight.flatten(2).unflatten(1, (-1, self.channels)).permute(1, 3, 0, 2).flatten(0, 1)
+        kernel = _padded(kernel, _up_to(self.channels, self.block_channels)).transpose(1, 2)
+        return _padded(kernel, _up_to(self.outputs, self.block_outputs)).transpose(1, 2).contiguous()
+
+    def _launch(self, kernel: str, grid: tuple[int, ...], blocks: Blocks, arguments: dict[str, Any]) -> Launch:
+        geometry = self.geometry
+        shared: dict[str, Any] = {
+            "table": self.table,
+            "offset": self.offset,
+            "offset_strides": self.offset.stride()[:2],
+            "mask": self.mask,
+            "mask_strides": (0, 0) if self.mask is None else self.mask.stride()[:2],
+            "size": _in_3d(geometry.input_size, 1),
+            "output_size": _in_3d(geometry.output_size, 1),
+            "padding": _in_3d(geometry.padding, 0),
+            "step": _in_3d(geometry.dilation, 1),
+            "tiles": self._tiles(blocks) // geometry.batch,
+        }
+        constants = {
+            "OUTPUTS": self.outputs,
+            "KERNEL": _in_3d(geometry.kernel, 1),
+            "AXES": geometry.displaced_axes,
+            "GROUPS": geometry.offset_groups,
+            "C": self.kernel.shape[2],
+            "OUT": self.kernel.shape[1],
+            "BLOCK_C": blocks.channels,
+            "BLOCK_OUT": blocks.outputs,
+            "TILE": blocks.tile,
+            "PRECISION": "tf32" if torch.backends.cuda.matmul.allow_tf32 else "ieee",
+        }
+        return Launch(kernel, grid, {**shared, **arguments}, constants, blocks.warps)
+
+    def _gathering_blocks(self) -> Blocks:
+        """For the kernels whose sums are long: all channels of a row at once, 16 bytes per thread and load."""
+        warps = 8 if self.block_outputs >= 128 else 4
+        # one load of 16 bytes per thread at least
+        smallest = 256 * warps // self.block_channels
+        return Blocks(self._tile(64, smallest), self.block_channels, self.block_outputs, warps)
+
+    def _scattering_blocks(self) -> Blocks:
+        """For the kernel that adds to memory: 4 channels per thread, which is the widest atomic operation.
+
+        It holds more per voxel and channel than the others, so it takes fewer of both.
+        """
+        channels = min(32, self.block_channels)
+        tile = self._tile(32, 16)
+        return Blocks(tile, channels, min(128, self.block_outputs), math.prod(tile) * channels // (4 * WARP))
+
+    def _programs(self) -> int:
+        return PROGRAMS_PER_PROCESSOR * _processors(self.table.device)
+
+    def _tile(self, voxels: int, smallest: int) -> tuple[int, int, int]:
+        """A block of so many output voxels, or of fewer if the map is small; powers of two along (z, y, x)."""
+        voxels_out = self.geometry.batch * self.geometry.voxels_out
+        while voxels > smallest and voxels_out < voxels * _processors(self.table.device):
+            voxels //= 2
+        limits = [_power_of_two(extent) for extent in _in_3d(self.geometry.output_size, 1)]
+        # Along x as many as make a whole sector of 32 bytes of a 16-bit map; then as much of a cube as can be.
+        tile = [1, 1, min(16, limits[2])]
+        while math.prod(tile) < voxels:
+            axis = min((axis for axis in (1, 0) if tile[axis] < limits[axis]), key=lambda axis: tile[axis], default=2)
+            tile[axis] *= 2
+        return tile[0], tile[1], tile[2]
+
+    def _tiles(self, blocks: Blocks) -> int:
+        size = _in_3d(self.geometry.output_size, 1)
+        return self.geometry.batch * math.prod(math.ceil(n / part) for n, part in zip(size, blocks.tile, strict=True))
+
+
+def _processors(device: torch.device) -> int:
+    """Multiprocessors of a GPU; an H200's for tensors without memory, which kernels are compiled ahead of time with."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_properties(device).multi_processor_count
+    return 132 if device.type == "meta" else 1
+
+
+def _in_3d(values: tuple[int, ...], first: int) -> tuple[int, ...]:
+    return (first, *values)[-3:]
+
+
+def _flat(tensor: Tensor) -> Tensor:
+    """(B, channels, voxels) with voxels side by side in memory."""
+    flat = tensor.flatten(2)
+    return flat if flat.stride(2) == 1 else flat.contiguous()
+
+
+def _padded(tensor: Tensor, length: int) -> Tensor:
+    """Contiguous, the last axis extended by zeros to a length."""
+    missing = length - tensor.shape[-1]
+    return torch.nn.functional.pad(tensor, (0, missing)) if missing else tensor.contiguous()
+
+
+def _up_to(value: int, multiple: int) -> int:
+    return math.ceil(value / multiple) * multiple
+
+
+def _power_of_two(value: int) -> int:
+    return int(2 ** math.ceil(math.log2(value)))

@@ -1,0 +1,152 @@
+"""The GPU kernels in Triton's interpreter, which has to be chosen before Triton is imported: hence a program of its own.
+
+Prints per case how far the output and each gradient are from the reference in float64, relative to its largest value.
+"""
+
+import json
+import os
+import sys
+import traceback
+from dataclasses import dataclass, replace
+
+os.environ["TRITON_INTERPRET"] = "1"
+
+import torch
+
+from nnunet_godc.ops import _reference, _triton, _triton_launch
+
+
+@dataclass(frozen=True)
+class Case:
+    size: tuple[int, ...] = (2, 3, 4)
+    kernel: tuple[int, ...] = (1, 1, 2)
+    batch: int = 1
+    channels: int = 16
+    outputs: int = 16
+    offset_groups: int = 1
+    displaced: int = 3
+    modulated: bool = False
+    dilation: int = 1
+    spread: float = 2.0  # of the offsets: many reach outside
+    dtype: torch.dtype = torch.float32
+    offset_dtype: torch.dtype = torch.float32
+    processors: int = 1  # of the GPU that is imagined: more cut the work finer
+    deterministic: bool = False
+    strided: bool = False
+    workspace: int = _triton.WORKSPACE
+
+
+_PLAIN = Case()
+_HALF = replace(_PLAIN, dtype=torch.float16, offset_dtype=torch.float16)
+CASES = {
+    "single precision": _PLAIN,
+    "half precision": _HALF,
+    "half precision, offsets in single": replace(_HALF, offset_dtype=torch.float32),
+    "3 x 3 x 3, several tiles": replace(_HALF, size=(3, 3, 17), kernel=(3, 3, 3), outputs=3),
+    "in-plane": replace(_PLAIN, kernel=(1, 3, 3), displaced=2),
+    "in-plane offsets of taps in several planes": replace(_PLAIN, kernel=(3, 1, 2), displaced=2),
+    "modulated": replace(_PLAIN, modulated=True),
+    "modulated, half precision, batch of two": replace(_HALF, modulated=True, batch=2),
+    "2D": replace(_PLAIN, size=(5, 7), kernel=(2, 2), displaced=2),
+    "2D, modulated, half precision": replace(_HALF, size=(5, 7), kernel=(2, 2), displaced=2, modulated=True),
+    "dilation": replace(_PLAIN, size=(3, 5, 4), kernel=(1, 2, 2), dilation=2),
+    "one channel": replace(_PLAIN, channels=1, outputs=1),
+    "channels that are no power of two": replace(_HALF, channels=40, outputs=33),
+    "many channels": replace(_HALF, channels=72, outputs=80, kernel=(1, 1, 1)),
+    "outputs in several blocks": replace(_HALF, outputs=320, kernel=(1, 1, 1)),
+    "offset groups": replace(_PLAIN, channels=6, offset_groups=3, modulated=True),
+    "offset groups, half precision, in-plane": replace(_HALF, channels=32, offset_groups=2, displaced=2),
+    "one slice": replace(_PLAIN, size=(1, 3, 4)),
+    "one row": replace(_PLAIN, size=(3, 1, 4)),
+    "far outside": replace(_PLAIN, spread=100.0),
+    "work cut fine, as on a large GPU": replace(_HALF, size=(3, 4, 5), kernel=(1, 2, 2), processors=16),
+    "samples of the batch one by one": replace(_PLAIN, batch=3, modulated=True, workspace=0),
+    "not contiguous": replace(_PLAIN, modulated=True, batch=2, strided=True),
+    "deterministic": replace(_PLAIN, deterministic=True, modulated=True),
+    "deterministic, half precision": replace(_HALF, deterministic=True),
+}
+
+
+def tensors(case):
+    """Grad of the output, input, offset, weight, bias and mask of a case, and the rest of the arguments."""
+    generator = torch.Generator().manual_seed(0)
+
+    def normal(*shape):
+        values = torch.randn(shape, generator=generator)
+        return values.transpose(0, -1).contiguous().transpose(0, -1) if case.strided else values
+
+    taps = torch.Size(case.kernel).numel()
+    padding = [case.dilation * (k // 2) for k in case.kernel]
+    output_size = [n + 2 * p - case.dilation * (k - 1) for n, p, k in zip(case.size, padding, case.kernel, strict=True)]
+    entries = case.offset_groups * taps
+    return (
+        normal(case.batch, case.outputs, *output_size).to(case.dtype),
+        normal(case.batch, case.channels, *case.size).to(case.dtype),
+        (normal(case.batch, entries * case.displaced, *output_size) * case.spread).to(case.offset_dtype),
+        normal(case.outputs, case.channels, *case.kernel).to(case.dtype),
+        normal(case.outputs).to(case.dtype),
+        normal(case.batch, entries, *output_size).to(case.dtype) if case.modulated else None,
+        (padding, [case.dilation] * len(case.kernel), case.offset_groups),
+    )
+
+
+def run(backend, grad, input, offset, weight, bias, mask, rest):
+    """Output and gradients."""
+    output = backend.forward(input, offset, weight, bias, mask, *rest)
+    return [output, *backend.backward(grad, input, offset, weight, mask, *rest)]
+
+
+def errors(case):
+    """Per result the largest difference from the reference, relative to its largest value."""
+    *values, rest = tensors(case)
+    _triton_launch._processors = lambda device: case.processors
+    _triton.WORKSPACE = case.workspace
+    torch.use_deterministic_algorithms(case.deterministic)
+    ours = run(_triton, *values, rest)
+    if case.deterministic:
+        again = run(_triton, *values, rest)
+        assert all(torch.equal(first, second) for first, second in zip(ours, again, strict=True))
+    expected = run(_reference, *(None if value is None else value.double() for value in values), rest)
+    result = {}
+    for name, value, reference in zip(("output", "input", "offset", "weight", "mask"), ours, expected, strict=True):
+        assert value.shape == reference.shape, f"{name}: {value.shape}, expected {reference.shape}"
+        assert value.is_contiguous(), f"{name} is not contiguous"
+        if value.numel():
+            difference = (value.double() - reference).abs().max() / reference.abs().max().clamp_min(1e-6)
+            result[name] = difference.item()
+    return result
+
+
+def special_values():
+    """What an offset that is no number, or infinite, makes of the output, beside the reference's."""
+    input, offset, weight = torch.ones(1, 16, 2, 3, 4), torch.zeros(1, 3, 2, 3, 4), torch.ones(16, 16, 1, 1, 1)
+    offset[0, 0, 0, 1, 2] = float("nan")
+    offset[0, 1, 1, 1, 1] = float("inf")
+    offset[0, 2, 1, 2, 0] = -float("inf")
+    arguments = (input, offset, weight, None, None, [0, 0, 0], [1, 1, 1], 1)
+    return [backend.forward(*arguments)[0, 0].flatten().tolist() for backend in (_triton, _reference)]
+
+
+def infinite_gradient():
+    """How many values of the input's gradient are finite where the output's gradient is infinite once."""
+    torch.use_deterministic_algorithms(True)
+    grad, input, offset, weight, _, _, rest = tensors(_PLAIN)
+    grad[0, 0, 0, 0, 0] = float("inf")
+    return _triton.backward(grad, input, offset, weight, None, *rest)[0].isfinite().sum().item()
+
+
+def main():
+    torch.set_num_threads(1)
+    results = {}
+    for name, case in CASES.items():
+        try:
+            results[name] = errors(case)
+        except Exception:
+            results[name] = traceback.format_exc()
+    results["special values"] = special_values()
+    results["infinite gradient"] = infinite_gradient()
+    json.dump(results, sys.stdout)
+
+
+if __name__ == "__main__":
+    main()
