@@ -28,20 +28,19 @@ def sums(logits: Tensor, target: Tensor, regions: bool, ignore_label: int | None
     classes = logits.shape[1]
     total = logits.new_zeros(len(logits), 3 * classes + 2, dtype=_sum_dtype(logits))
     for voxels in _chunks(logits):
-        part, reference, counts = _chunk(logits, target, voxels, regions, ignore_label)
+        part, reference, valid = _chunk(logits, target, voxels, regions, ignore_label)
         if regions:
             probabilities = part.sigmoid()
-            cross_entropy = F.binary_cross_entropy_with_logits(part, reference, reduction="none") * counts
+            cross_entropy = F.binary_cross_entropy_with_logits(part, reference, reduction="none") * valid
+            reference = reference * valid
         else:
             log_probabilities = part.log_softmax(1)
-            probabilities = log_probabilities.exp()
-            cross_entropy = -torch.where(reference == 1, log_probabilities, 0).sum(1, keepdim=True)
-            known = reference.sum(1, keepdim=True) == counts
-            cross_entropy = torch.where(known, cross_entropy, torch.nan)
-        probabilities = probabilities * counts
-        reference = reference * counts
+            cross_entropy = -torch.where(reference, log_probabilities, 0).sum(1, keepdim=True)
+            cross_entropy.masked_fill_(reference.any(1, keepdim=True) != valid, torch.nan)  # a label that is no class
+            probabilities = log_probabilities.exp_()
+        probabilities *= valid
         of_classes = [(probabilities * reference).sum(2), probabilities.sum(2), reference.sum(2)]  # (B, C) each
-        total += torch.cat([*of_classes, cross_entropy.sum((1, 2))[:, None], counts.sum(2)], dim=1)
+        total += torch.cat([*of_classes, cross_entropy.sum((1, 2))[:, None], valid.sum(2)], dim=1)
     return total
 
 
@@ -52,16 +51,17 @@ def gradient(grad_sums: Tensor, logits: Tensor, target: Tensor, regions: bool, i
     )
     grad_logits = torch.empty_like(logits)
     for voxels in _chunks(logits):
-        part, reference, counts = _chunk(logits, target, voxels, regions, ignore_label)
-        probabilities = part.sigmoid() if regions else part.softmax(1)
-        by_probabilities = by_intersection * reference + by_prediction  # (B, C, v)
+        part, reference, valid = _chunk(logits, target, voxels, regions, ignore_label)
+        by_probabilities = by_prediction + by_intersection * reference  # (B, C, v)
         if regions:
+            probabilities = part.sigmoid()
             grad = probabilities * (1 - probabilities) * by_probabilities
         else:
-            mean = (by_probabilities * probabilities).sum(1, keepdim=True)
-            grad = probabilities * (by_probabilities - mean)
-        grad += by_cross_entropy * (probabilities - reference)
-        grad_logits[:, :, voxels] = grad * counts
+            probabilities = part.softmax(1)
+            by_probabilities -= (by_probabilities * probabilities).sum(1, keepdim=True)
+            grad = by_probabilities.mul_(probabilities)
+        grad += by_cross_entropy * (probabilities - reference.to(part.dtype))
+        grad_logits[:, :, voxels] = grad.mul_(valid)
     return grad_logits
 
 
@@ -79,14 +79,12 @@ def _chunks(logits: Tensor) -> Iterator[slice]:
 def _chunk(
     logits: Tensor, target: Tensor, voxels: slice, regions: bool, ignore_label: int | None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Logits and reference, (B, C, v), and 1 where a voxel counts, (B, 1, v), of one chunk."""
-    dtype, classes = _sum_dtype(logits), logits.shape[1]
-    part, target = logits[:, :, voxels].to(dtype), target[:, :, voxels]
+    """Logits and reference (labels: one-hot and bool), (B, C, v), and whether voxels count, (B, 1, v), of one chunk."""
+    classes = logits.shape[1]
+    part, target = logits[:, :, voxels].to(_sum_dtype(logits)), target[:, :, voxels]
     if regions:
-        reference = target[:, :classes].to(dtype)
-        ignored = target[:, classes:] == 1  # (B, 0 or 1, v)
-        counts = (~ignored).to(dtype) if ignored.shape[1] else torch.ones_like(reference[:, :1])
-        return part, reference, counts
-    counts = torch.ones_like(part[:, :1]) if ignore_label is None else (target != ignore_label).to(dtype)
+        valid = (target[:, classes:] != 1).all(1, keepdim=True)  # of no channel or one
+        return part, target[:, :classes].to(part.dtype), valid
     labels = torch.arange(classes, device=target.device)[:, None]
-    return part, (target == labels).to(dtype) * counts, counts
+    valid = torch.ones_like(target, dtype=torch.bool) if ignore_label is None else target != ignore_label
+    return part, (target == labels) & valid, valid
