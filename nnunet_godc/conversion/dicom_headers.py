@@ -33,7 +33,6 @@ _ELEMENT_HEADER = 8  # bytes
 
 _OF_FILE = [
     "SOPClassUID",
-    "SOPInstanceUID",
     "Modality",
     "ImageType",
     "StudyInstanceUID",
@@ -117,8 +116,6 @@ class ImageHeader:
 
     file: Path = field(repr=False)
     frame: int
-    sop_class: str
-    sop_instance: str = field(repr=False)
     modality: str = field(repr=False)
     series_uid: str = field(repr=False)
     series_number: int | None
@@ -254,8 +251,8 @@ def _planes(file: Path, dataset: FileDataset) -> list[ImageHeader]:
         return []
     _check_pixels(dataset, sop_class)
     if sop_class in ENHANCED_CT:
-        return [_header(file, index, dataset, sop_class, groups) for index, groups in enumerate(frame_groups(dataset))]
-    return [_header(file, 0, dataset, sop_class, [dataset])]
+        return [_header(file, index, dataset, groups) for index, groups in enumerate(frame_groups(dataset))]
+    return [_header(file, 0, dataset, [dataset])]
 
 
 def items_of(dataset: Dataset, key: str) -> list[Dataset]:
@@ -308,15 +305,13 @@ def read_plane(groups: Sequence[Dataset]) -> Plane | None:
     return Plane(position, orientation[:3], orientation[3:], *spacing)
 
 
-def _header(file: Path, frame: int, dataset: FileDataset, sop_class: str, groups: Sequence[Dataset]) -> ImageHeader:
+def _header(file: Path, frame: int, dataset: FileDataset, groups: Sequence[Dataset]) -> ImageHeader:
     rescale = find_group(groups, "PixelValueTransformationSequence")
     image_type = find_group(groups, "CTImageFrameTypeSequence").get("FrameType") or dataset.get("ImageType") or []
     image_type = [image_type] if isinstance(image_type, str) else [str(value) for value in image_type]
     return ImageHeader(
         file=file,
         frame=frame,
-        sop_class=sop_class,
-        sop_instance=text_of(dataset, "SOPInstanceUID") or str(dataset.file_meta.get("MediaStorageSOPInstanceUID", "")),
         modality=text_of(dataset, "Modality"),
         series_uid=text_of(dataset, "SeriesInstanceUID"),
         series_number=_whole(dataset, "SeriesNumber"),

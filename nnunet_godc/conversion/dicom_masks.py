@@ -50,11 +50,6 @@ class Masks(Mapping[str, Mask]):
         return name in self._draw
 
 
-def is_dicom_mask(path: Path) -> bool:
-    """Whether `path` is a DICOM-SEG or RTSTRUCT file, or a folder that holds one at any depth."""
-    return any(map(_is_mask, files_below(path)))
-
-
 def read_masks(path: Path, series: DicomSeries, notes: Notes) -> Masks:
     """The masks that a file draws, on the grid of `series`.
 

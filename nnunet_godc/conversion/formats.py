@@ -51,11 +51,6 @@ def ending_of(path: Path) -> str:
     return next((ending for ending in (*VOLUME_ENDINGS, *ARCHIVE_ENDINGS) if name.endswith(ending)), "")
 
 
-def stem_of(path: Path) -> str:
-    """The file's name without that ending."""
-    return path.name[: len(path.name) - len(ending_of(path))]
-
-
 def open_volume(path: Path) -> VolumeFile:
     """Read a volume's header.
 

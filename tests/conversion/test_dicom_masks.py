@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from pydicom.uid import RLELossless
 
 from nnunet_godc.conversion.dicom import open_series
-from nnunet_godc.conversion.dicom_masks import is_dicom_mask, read_masks
+from nnunet_godc.conversion.dicom_masks import read_masks
 from nnunet_godc.conversion.problems import CaseError, Notes
 from tests.conversion.dicom_files import (
     PATIENT,
@@ -79,17 +79,6 @@ def rectangle(i, j):
 
 
 # Both kinds
-
-
-def test_masks_are_told_from_other_files(tmp_path, case):
-    (tmp_path / "seg").mkdir()
-    write_segmentation(tmp_path / "seg" / "mask.dcm", case.files, {"liver": box((2, 9), (3, 8), (1, 4))})
-    write_structure_set(case.mask, case.files, {"liver": [case.contour(2, *rectangle((2, 9), (3, 8)))]})
-    assert is_dicom_mask(tmp_path / "seg")
-    assert is_dicom_mask(case.mask)
-    assert is_dicom_mask(tmp_path)
-    assert not is_dicom_mask(tmp_path / "ct")
-    assert not is_dicom_mask(case.files[0])
 
 
 def test_folder_has_to_hold_exactly_one(tmp_path, case, notes):

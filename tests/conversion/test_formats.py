@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import SimpleITK
 
-from nnunet_godc.conversion.formats import ending_of, open_volume, stem_of
+from nnunet_godc.conversion.formats import ending_of, open_volume
 from nnunet_godc.conversion.problems import CaseError, Notes, UnknownGeometryError
 
 ENDINGS = [".nrrd", ".mha", ".mhd", ".nhdr"]
@@ -98,15 +98,8 @@ def test_an_archive_is_not_unpacked(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("name", "ending", "stem"),
-    [
-        ("a.b.nii.gz", ".nii.gz", "a.b"),
-        ("A.NII", ".nii", "A"),
-        ("s.seg.nrrd", ".nrrd", "s.seg"),
-        ("x.tar.gz", ".tar.gz", "x"),
-        ("x.png", "", "x.png"),
-    ],
+    ("name", "ending"),
+    [("a.b.nii.gz", ".nii.gz"), ("A.NII", ".nii"), ("s.seg.nrrd", ".nrrd"), ("x.tar.gz", ".tar.gz"), ("x.png", "")],
 )
-def test_endings_are_told_whatever_their_case(tmp_path, name, ending, stem):
+def test_endings_are_told_whatever_their_case(tmp_path, name, ending):
     assert ending_of(tmp_path / name) == ending
-    assert stem_of(tmp_path / name) == stem
