@@ -17,7 +17,7 @@ from nnunetv2.run import run_training
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-ENOUGH_FOR_A_STEP = timedelta(seconds=120)  # a rank that waits for another in vain is to fail, not to hang
+PATIENCE = timedelta(minutes=10)  # a rank that waits for another in vain is to fail, not to hang
 
 init_process_group = torch.distributed.init_process_group
 get_trainer_from_args = run_training.get_trainer_from_args
@@ -29,7 +29,7 @@ def init_gloo(backend: str, **options: Any) -> None:
     assert backend == "nccl"
     # not at nnU-Net's port, where the store of the group before may still answer
     rendezvous = Path(os.environ["nnUNet_results"]) / f"rendezvous_{os.environ['MASTER_PORT']}_{next(groups)}"
-    init_process_group("gloo", init_method=rendezvous.as_uri(), timeout=ENOUGH_FOR_A_STEP, **options)
+    init_process_group("gloo", init_method=rendezvous.as_uri(), timeout=PATIENCE, **options)
 
 
 def get_trainer_on_cpu(*arguments: Any, **options: Any) -> Any:
