@@ -31,12 +31,14 @@ def sums(logits: Tensor, target: Tensor, regions: bool, ignore_label: int | None
         part, reference, valid = _chunk(logits, target, voxels, regions, ignore_label)
         if regions:
             probabilities = part.sigmoid()
-            cross_entropy = F.binary_cross_entropy_with_logits(part, reference, reduction="none") * valid
-            reference = reference * valid
+            cross_entropy = F.binary_cross_entropy_with_logits(part, reference, reduction="none").mul_(valid)
+            reference.mul_(valid)
         else:
             log_probabilities = part.log_softmax(1)
-            cross_entropy = -torch.where(reference, log_probabilities, 0).sum(1, keepdim=True)
-            cross_entropy.masked_fill_(reference.any(1, keepdim=True) != valid, torch.nan)  # a label that is no class
+            labels = target[:, :, voxels]
+            known = (labels >= 0) & (labels < classes)
+            cross_entropy = -log_probabilities.gather(1, torch.where(known, labels, 0).long())
+            cross_entropy = torch.where(known, cross_entropy, torch.nan).masked_fill_(valid == 0, 0)
             probabilities = log_probabilities.exp_()
         probabilities *= valid
         of_classes = [(probabilities * reference).sum(2), probabilities.sum(2), reference.sum(2)]  # (B, C) each
@@ -52,15 +54,15 @@ def gradient(grad_sums: Tensor, logits: Tensor, target: Tensor, regions: bool, i
     grad_logits = torch.empty_like(logits)
     for voxels in _chunks(logits):
         part, reference, valid = _chunk(logits, target, voxels, regions, ignore_label)
-        by_probabilities = by_prediction + by_intersection * reference  # (B, C, v)
+        by_probabilities = (by_intersection * reference).add_(by_prediction)  # (B, C, v)
         if regions:
             probabilities = part.sigmoid()
-            grad = probabilities * (1 - probabilities) * by_probabilities
+            grad = by_probabilities.mul_(probabilities).mul_(1 - probabilities)
         else:
             probabilities = part.softmax(1)
             by_probabilities -= (by_probabilities * probabilities).sum(1, keepdim=True)
             grad = by_probabilities.mul_(probabilities)
-        grad += by_cross_entropy * (probabilities - reference.to(part.dtype))
+        grad += probabilities.sub_(reference).mul_(by_cross_entropy)
         grad_logits[:, :, voxels] = grad.mul_(valid)
     return grad_logits
 
@@ -79,12 +81,13 @@ def _chunks(logits: Tensor) -> Iterator[slice]:
 def _chunk(
     logits: Tensor, target: Tensor, voxels: slice, regions: bool, ignore_label: int | None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Logits and reference (labels: one-hot and bool), (B, C, v), and whether voxels count, (B, 1, v), of one chunk."""
+    """Logits and reference, (B, C, v), and 1 where a voxel counts, (B, 1, v), of one chunk."""
     classes = logits.shape[1]
     part, target = logits[:, :, voxels].to(_sum_dtype(logits)), target[:, :, voxels]
     if regions:
         valid = (target[:, classes:] != 1).all(1, keepdim=True)  # of no channel or one
-        return part, target[:, :classes].to(part.dtype), valid
-    labels = torch.arange(classes, device=target.device)[:, None]
+        return part, target[:, :classes].to(part.dtype, copy=True), valid.to(part.dtype)
     valid = torch.ones_like(target, dtype=torch.bool) if ignore_label is None else target != ignore_label
-    return part, (target == labels) & valid, valid
+    counts = (valid & (target >= 0) & (target < classes)).to(part.dtype)
+    one_hot = torch.zeros_like(part).scatter_(1, (target * counts).long(), counts)
+    return part, one_hot, valid.to(part.dtype)
