@@ -9,17 +9,21 @@ export OMP_WAIT_POLICY ?= PASSIVE
 BIN := .venv/bin
 INSTALLED := .venv/installed
 
-.PHONY: demo test test-slow lint bench bench-gpu bench-nnunet constraints clean
+.PHONY: demo test test-slow test-slurm lint bench bench-gpu bench-nnunet constraints clean
 .DELETE_ON_ERROR:
 
 demo: $(INSTALLED)
 	$(BIN)/nnunet-godc demo --out "$(OUT)"
 
 test: $(INSTALLED)
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -m "not slow and not slurm"
 
 test-slow: $(INSTALLED)
-	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest -m "slow and not slurm"
+
+# Needs a Slurm cluster; as root, `.ci/slurm make test-slurm` starts one for it.
+test-slurm: $(INSTALLED)
+	$(BIN)/python -m pytest -m slurm
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check
