@@ -4,6 +4,14 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn
+
+from nnunet_godc.cli import evaluate
+from nnunet_godc.spelling import nearest_name
+
+if TYPE_CHECKING:
+    from nnunet_godc.study.definition import Definition
+    from nnunet_godc.study.study_file import Problem
 
 WHAT = {
     "run": "run whatever of a study is not done yet",
@@ -38,7 +46,7 @@ def _run(arguments: argparse.Namespace) -> int:
     from nnunet_godc.study.run import run_study
     from nnunet_godc.study.study_file import find_study_file, read_study
 
-    study = read_study(find_study_file(arguments.study), check_classes)
+    study = read_study(find_study_file(arguments.study), lambda read: check_classes(read) + _check_evaluation(read))
     if arguments.executor:
         definition = study.definition
         resources = definition.resources.model_copy(update={"executor": arguments.executor})
@@ -54,6 +62,41 @@ def _run(arguments: argparse.Namespace) -> int:
         return 0
     print(f"Everything is done: {folder}" if done else f"Not everything is done; run it again once mended: {folder}")
     return 0 if done else 1
+
+
+class _Parser(argparse.ArgumentParser):
+    """Raises what argparse would print before it exits."""
+
+    def error(self, message: str) -> NoReturn:
+        raise ValueError(message)
+
+
+def _check_evaluation(definition: Definition) -> list[Problem]:
+    """Problems of the options for `nnunet-godc evaluate`, which would show only once everything is trained."""
+    from nnunet_godc.study.planning import option_words
+    from nnunet_godc.study.study_file import Problem
+
+    parser = _Parser(add_help=False)
+    evaluate.add_arguments(parser)
+    # what a study says of every evaluation by itself, and short options, which name what is evaluated
+    known = [
+        word.removeprefix("--")
+        for action in parser._actions
+        for word in action.option_strings
+        if word.startswith("--") and word != "--out"
+    ]
+    problems = []
+    for name, value in definition.evaluate.items():
+        if name.replace("_", "-") not in known:
+            near = nearest_name(name.replace("_", "-"), known)
+            hint = f"did you mean {near!r}?" if near else f"known here: {', '.join(known)}."
+            problems.append(Problem(("evaluate", name), f"{name!r} is unknown; {hint}", of_key=True))
+            continue
+        try:
+            parser.parse_args(["--out", "", *option_words(name, value)])
+        except ValueError as error:
+            problems.append(Problem(("evaluate", name), f"{error}."))
+    return problems
 
 
 def _status(arguments: argparse.Namespace) -> int:

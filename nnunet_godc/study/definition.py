@@ -78,7 +78,7 @@ class Predict(Block):
 
     Attributes:
         images: folder; one that is not absolute lies in each raw dataset.
-        references: folder of their segmentations; None if there are none.
+        references: folder of their segmentations, by which the predictions are evaluated; None if there are none.
     """
 
     images: str = "imagesTs"

@@ -163,6 +163,8 @@ class _Queue:
             print(f"not run   {job.id}, which needs it", flush=True)
 
     def _end_all(self) -> None:
+        if self.running:
+            print("ending    " + ", ".join(entry.job.id for entry in self.running), flush=True)
         for entry in self.running:
             entry.process.terminate()
         for entry in self.running:

@@ -14,6 +14,7 @@ from nnunet_godc.study.jobs import Job, Kind, Resources, Resume
 # Of nnU-Net's own: more of its preprocessing workers fill the memory of most machines.
 MOST_PREPROCESSING_WORKERS = {"2d": 8, "3d_fullres": 4, "3d_lowres": 8, "3d_cascade_fullres": 4}
 MOST_WORKERS = 8
+HELD_OUT = "held_out"
 
 
 def jobs_of(study: Study, folder: Path) -> list[Job]:
@@ -33,8 +34,9 @@ def prediction_folder(folder: Path, dataset: str, model: str) -> Path:
     return folder / "predictions" / dataset / model
 
 
-def evaluation_folder(folder: Path, dataset: str) -> Path:
-    return folder / "evaluation" / dataset
+def evaluation_folder(folder: Path, dataset: str, *, held_out: bool = False) -> Path:
+    """Where a study keeps the evaluation of a dataset's cross-validation, or of its held-out images."""
+    return folder / "evaluation" / (f"{dataset}.{HELD_OUT}" if held_out else dataset)
 
 
 class _Planner:
@@ -63,7 +65,7 @@ class _Planner:
         for dataset in self.study.datasets:
             if self.definition.predict is not None:
                 yield from self._predictions(dataset)
-            yield self._evaluation(dataset)
+            yield from self._evaluations(dataset)
 
     def _job(self, kind: Kind, *names: str, **fields: Any) -> Job:
         fields = {"resources": self.without_gpu, "environment": self.environment, **fields}
@@ -217,32 +219,63 @@ class _Planner:
             expected=(str(out),),
         )
 
-    def _evaluation(self, dataset: str) -> Job:
-        needed = [name for model in self._models() for name in self._folds(dataset, *model)]
+    def _evaluations(self, dataset: str) -> Iterator[Job]:
+        trained = [name for model in self._models() for name in self._folds(dataset, *model)]
         models = [self.study.model(dataset, *model) for model in self._models()]
-        return self._job(
-            "evaluate",
-            dataset,
-            command=evaluation_command(self.study, self.folder, dataset, models),
-            depends_on=tuple(needed),
-            expected=(str(evaluation_folder(self.folder, dataset)),),
-        )
+        if "all" not in self.definition.folds:  # which validates on the cases that it was trained on
+            yield self._job(
+                "evaluate",
+                dataset,
+                command=evaluation_command(self.study, self.folder, dataset, models),
+                depends_on=tuple(trained),
+                expected=(str(evaluation_folder(self.folder, dataset) / "report.md"),),
+            )
+        if self.definition.predict is not None and self.definition.predict.references is not None:
+            made = list(self._predictions(dataset))
+            folders = [Path(job.expected[0]) for job in made]
+            yield self._job(
+                "evaluate",
+                *(dataset, HELD_OUT),
+                command=evaluation_command(self.study, self.folder, dataset, folders, held_out=True),
+                depends_on=tuple(job.id for job in made),
+                expected=(str(evaluation_folder(self.folder, dataset, held_out=True) / "report.md"),),
+            )
 
     def _folds(self, dataset: str, trainer: str, plans: str, configuration: str) -> Iterator[str]:
         for fold in self.definition.folds:
             yield _id("train", dataset, trainer, plans, configuration, f"fold{fold}")
 
 
-def evaluation_command(study: Study, folder: Path, dataset: str, models: Sequence[Path]) -> tuple[str, ...]:
-    """Evaluates models of one dataset; the `evaluate` block `{metrics: [dice, nsd]}` is `--metrics dice nsd`."""
-    words = ["nnunet-godc", "evaluate", *map(str, models), "--out", str(evaluation_folder(folder, dataset))]
-    for name, value in study.definition.evaluate.items():
-        if value is False or value is None:
-            continue
-        words.append(f"--{name.replace('_', '-')}")
-        if value is not True:
-            words += [str(entry) for entry in (value if isinstance(value, list) else [value])]
-    return tuple(words)
+def evaluation_command(
+    study: Study, folder: Path, dataset: str, results: Sequence[Path], *, held_out: bool = False
+) -> tuple[str, ...]:
+    """Evaluates one dataset.
+
+    Args:
+        study: whose `evaluate` block has the options.
+        folder: of the study.
+        dataset: name.
+        results: nnU-Net's folders of models, or where `held_out`, folders of predictions.
+        held_out: whether held-out images were predicted.
+    """
+    definition = study.definition
+    what = tuple(map(str, results))
+    if held_out:
+        assert definition.predict is not None
+        assert definition.predict.references is not None
+        what = ("-pred", *what, "-ref", str(Path(study.raw, dataset, definition.predict.references)))
+    options = [word for name, value in definition.evaluate.items() for word in option_words(name, value)]
+    out = evaluation_folder(folder, dataset, held_out=held_out)
+    workers = ("-np", str(definition.resources.cpus))
+    return ("nnunet-godc", "evaluate", *what, "--out", str(out), *workers, *options)
+
+
+def option_words(name: str, value: Any) -> list[str]:
+    """A key of a study file on a command line: `metrics: [overlap, surface]` is `--metrics overlap surface`."""
+    if value is False or value is None:
+        return []
+    values = value if isinstance(value, list) else [value]
+    return [f"--{name.replace('_', '-')}", *(() if value is True else map(str, values))]
 
 
 def _id(kind: Kind, *names: str) -> str:

@@ -10,6 +10,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from itertools import pairwise
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -34,6 +35,7 @@ SECONDS_TO_STOP = 60.0
 # Results of these would mix what was made in two ways; everything else is quickly made anew.
 _LASTING = ("plan", "preprocess", "train")
 _WORKERS = ("-np", "-npfp")
+_SHOWN = ("--no_pbar", "--disable_progress_bar")
 
 
 def run_study(study: Study, folder: Path) -> bool:
@@ -198,11 +200,12 @@ def _has_begun(folder: Path, job: Job) -> bool:
 
 
 def _differs(old: Job, new: Job) -> bool:
-    """Whether another result would come out; resources and the number of worker processes make no difference."""
+    """Whether another result would come out: not by other resources, worker processes or progress bars."""
     same = _recipe(old.command) == _recipe(new.command) and old.expected == new.expected
     # What is averaged or compared depends on what has been trained, too.
     return not same or (new.kind not in _LASTING and set(old.depends_on) != set(new.depends_on))
 
 
 def _recipe(command: Sequence[str]) -> list[str]:
-    return [word for before, word in zip(("", *command), command, strict=False) if before not in _WORKERS]
+    words = [word for before, word in pairwise(("", *command)) if before not in _WORKERS]
+    return [word for word in words if word not in _SHOWN]

@@ -28,6 +28,10 @@ class SeededMixin(nnUNetTrainer):
     would have seen without the interruption. Worker processes are asked in turn (`MultiThreadedAugmenter`), where
     nnU-Net takes whichever is ready; one that is late holds up the training until its batch is there.
 
+    Measured on the CPU (hippocampus, 3 epochs of 10 steps, two threads): two runs of one seed, a run with two worker
+    processes, and one that was stopped after an epoch and went on with `--c`, ended with the same weights to the last
+    bit and the same loss in every epoch.
+
     Stands first among the bases, since it works around what the trainer itself does. Loaders of another kind than
     nnU-Net's own are left as they are, and the training log says so.
 

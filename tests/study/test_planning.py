@@ -143,6 +143,18 @@ class TestPredictions:
         needed = needs(found["train.nnUNetTrainer.nnUNetPlans.3d_cascade_fullres.fold3"])
         assert needed == {"preprocess.nnUNetPlans.3d_fullres", *first_stage}
 
+    def test_held_out_images_with_references_are_evaluated(self) -> None:
+        found = jobs(predict={"references": "labelsTs"}, ensemble=True, configurations=["2d", "3d_fullres"])
+        evaluation = found["evaluate.held_out"]
+        names = ("nnUNetTrainer__nnUNetPlans__2d", "nnUNetTrainer__nnUNetPlans__3d_fullres", "nnUNetTrainer__ensemble")
+        folders = " ".join(f"/study/predictions/{DATASET}/{name}" for name in names)
+        assert f"-pred {folders} -ref /raw/{DATASET}/labelsTs " in " ".join(evaluation.command)
+        assert "ensemble.nnUNetTrainer" in needs(evaluation)
+
+
+def test_a_model_of_all_cases_has_no_cross_validation_to_evaluate() -> None:
+    assert not any(job.kind == "evaluate" for job in jobs(folds=["all"]).values())
+
 
 class TestResources:
     """What jobs ask for."""
@@ -171,7 +183,8 @@ class TestResources:
 def test_options_of_the_evaluation_are_passed_on() -> None:
     options = {"metrics": ["overlap", "surface"], "nsd_tolerance": 2, "quick": True, "slow": False}
     command = " ".join(jobs(evaluate=options)[f"evaluate.{DATASET}"].command)
-    assert command.endswith(f"--out /study/evaluation/{DATASET} --metrics overlap surface --nsd-tolerance 2 --quick")
+    assert f" --out /study/evaluation/{DATASET} " in command
+    assert command.endswith(" --metrics overlap surface --nsd-tolerance 2 --quick")
 
 
 def job(name: str, *after: str) -> Job:

@@ -1,0 +1,98 @@
+"""The table of a study, and what it says of half-done ones."""
+
+from __future__ import annotations
+
+import io
+import json
+import socket
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from nnunet_godc.cli import main
+from nnunet_godc.study.definition import Definition, Study
+from nnunet_godc.study.folder import update_state, write_jobs, write_json
+from nnunet_godc.study.planning import jobs_of
+from nnunet_godc.study.status import job_statuses, render
+
+TRAINING = "train.Dataset901_Tiny.nnUNetTrainer.nnUNetPlans.3d_fullres.fold"
+
+
+@pytest.fixture
+def study(nnunet: Path) -> Path:
+    """The folder of a study that was written down and has not begun."""
+    folder = nnunet / "out"
+    folder.mkdir()
+    definition = Definition.model_validate(
+        {"datasets": [901], "trainers": ["nnUNetTrainer"], "folds": [0, 1], "resources": {"device": "cpu"}}
+    )
+    folders = {name: str(nnunet / name) for name in ("raw", "preprocessed", "results")}
+    written = Study(name="s", datasets=["Dataset901_Tiny"], definition=definition, **folders)
+    write_json(folder / "study.json", written.model_dump(by_alias=True))
+    write_jobs(folder, jobs_of(written, folder))
+    return folder
+
+
+@pytest.fixture
+def fold(nnunet: Path) -> Path:
+    """nnU-Net's folder of a training that has finished one epoch of four."""
+    fold = nnunet / "results/Dataset901_Tiny/nnUNetTrainer__nnUNetPlans__3d_fullres/fold_0"
+    (fold / "validation").mkdir(parents=True)
+    (fold / "debug.json").write_text(json.dumps({"num_epochs": "4"}))
+    (fold / "training_log_1.txt").write_text(
+        "2026-01-01 00:00:00.0: Epoch 0\n2026-01-01 00:00:00.0: train_loss -0.25\n"
+        "2026-01-01 00:00:00.0: Pseudo dice [np.float32(0.5)]\n2026-01-01 00:00:00.0: Epoch time: 30.0 s\n"
+    )
+    return fold
+
+
+def shown(folder: Path) -> str:
+    screen = io.StringIO()
+    Console(width=200, file=screen).print(render(folder, job_statuses(folder)))
+    return screen.getvalue()
+
+
+def test_a_running_training_shows_how_far_it_is(study: Path, fold: Path) -> None:
+    update_state(study, f"{TRAINING}0", status="running", host="elsewhere", start=0.0)
+    (row,) = (line.split() for line in shown(study).splitlines() if line.startswith(f"{TRAINING}0"))
+    assert row[1:8] == ["running", "1/4", "-0.2500", "0.5000", "1", "min", "30"]
+
+
+def test_a_training_that_is_validating_says_so(study: Path, fold: Path) -> None:
+    with (fold / "training_log_1.txt").open("a") as log:
+        for epoch in (1, 2, 3):
+            log.write(f"Epoch {epoch}\nEpoch time: 30.0 s\n")
+        log.write("predicting case_1\npredicting case_2\n")
+    update_state(study, f"{TRAINING}0", status="running", host="elsewhere", start=0.0)
+    assert "4/4" in shown(study)
+    assert "validating, case 2" in shown(study)
+
+
+def test_failures_are_told_below_the_table(study: Path) -> None:
+    update_state(study, f"{TRAINING}1", status="failed", note="ended with exit status 1")
+    assert shown(study).splitlines()[-2:] == ["4 pending, 1 failed", f"{TRAINING}1: ended with exit status 1"]
+
+
+def test_a_job_whose_process_is_gone_is_interrupted(study: Path) -> None:
+    update_state(study, f"{TRAINING}0", status="running", host=socket.gethostname(), group=1)
+    states = {entry.job.id: entry.state.status for entry in job_statuses(study)}
+    assert states[f"{TRAINING}0"] == "interrupted"
+
+
+def test_what_was_there_before_counts_as_done(study: Path, fold: Path) -> None:
+    (fold / "checkpoint_final.pth").touch()
+    (fold / "validation" / "summary.json").touch()
+    states = {entry.job.id: entry.state.status for entry in job_statuses(study)}
+    assert states[f"{TRAINING}0"] == "done"
+
+
+def test_the_command_prints_once_where_nobody_looks(study: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["study", "status", str(study)]) == 0
+    assert "5 pending" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("what", ["status", "collect", "cancel"])
+def test_a_folder_that_holds_no_study_is_refused(what: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["study", what, str(tmp_path)]) == 1
+    assert "holds no study" in capsys.readouterr().err
