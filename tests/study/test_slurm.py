@@ -175,6 +175,18 @@ def test_a_job_sees_the_cores_it_asked_for_and_what_the_set_up_set(make_study: M
 
 
 @pytest.mark.slurm
+@pytest.mark.parametrize("gpus", [1, 2])
+def test_a_job_sees_as_many_gpus_as_it_asked_for(make_study: MakeStudy, gpus: int) -> None:
+    if "gpu" not in ask("sinfo", "--noheader", "--format=%G"):
+        pytest.skip("the cluster has no GPUs")
+    script = "import os; print(os.environ['CUDA_VISIBLE_DEVICES'])"
+    study = make_study(make_job("train", script, resources=Resources(gpus=gpus, minutes=5)))
+    study.run()
+    assert study.wait() == {"train": "done"}
+    assert len(study.log("train").splitlines()[-1].split(",")) == gpus
+
+
+@pytest.mark.slurm
 def test_a_requeued_training_goes_on_from_its_checkpoint(make_study: MakeStudy, tmp_path: Path) -> None:
     checkpoint = tmp_path / "checkpoint"
     study = make_study(make_training("train", checkpoint), make_job("predict", kind="predict", depends_on=("train",)))
