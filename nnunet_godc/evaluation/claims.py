@@ -26,7 +26,7 @@ def claim(comparison: Comparison) -> str:
     if not math.isfinite(comparison.low):
         return (
             f"No difference in {subject} between {pair} can be claimed: {differing} of {patients} "
-            f"{'differs' if differing == 1 else 'differ'}, too few for an interval."
+            f"{'differs' if differing == 1 else 'differ'}, too few or too alike for an interval."
         )
     return _difference(comparison, subject) if comparison.supported else _no_difference(comparison, subject, pair)
 

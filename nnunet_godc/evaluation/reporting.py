@@ -24,6 +24,7 @@ from nnunet_godc.evaluation.records import comparison_row, csv_text, json_text, 
 from nnunet_godc.evaluation.statistics import LEVEL, RESAMPLES
 from nnunet_godc.evaluation.summary import Summary, summarise
 from nnunet_godc.replacing import replacing
+from nnunet_godc.spelling import nearest_name
 
 FEWEST_RESAMPLES = 1000
 LONGEST = 40  # comparisons in a table for people; of more, it holds those that claim a difference
@@ -101,6 +102,9 @@ def write_report(
     frames = [(measurements, False)]
     if lesions is not None and not lesions.empty:
         frames.append((_by_size(lesions), True))
+    tables = [(table, by_size) for frame, by_size in frames for table in case_tables(frame, variant_of)]
+    if baseline is not None:
+        _check_measured(baseline, {method.variant for table, _ in tables for method in table.methods})
     sections = [
         Section(
             table,
@@ -108,8 +112,7 @@ def write_report(
             compare_methods(table, baseline=baseline, resamples=resamples, seed=seed),
             by_size,
         )
-        for frame, by_size in frames
-        for table in case_tables(frame, variant_of)
+        for table, by_size in tables
     ]
     statistics = [statistics_row(entry) for section in sections for entry in section.summaries]
     comparisons = [comparison_row(entry) for section in sections for entry in section.comparisons]
@@ -128,12 +131,21 @@ def write_report(
     return [out / name for name in contents]
 
 
+def _check_measured(baseline: str, variants: set[str]) -> None:
+    if baseline not in variants:
+        near = nearest_name(baseline, variants)
+        hint = f"did you mean {near}?" if near else f"known are {', '.join(sorted(variants))}"
+        raise UserError(f"the baseline {baseline} was not measured; {hint}")
+
+
 def _by_size(lesions: pd.DataFrame) -> pd.DataFrame:
     """Lesions as measurements: whether detected, and their Dice; the bins in the order of their volumes."""
     missing = [name for name in (*_OF_LESION, "volume_ml", "detected", "dice") if name not in lesions.columns]
     if missing:
         raise UserError(f"the lesions lack the column {missing[0]}; write them with nnunet-godc evaluate")
-    ordered = lesions.assign(bin=lesions["bin"].replace("", "any volume")).sort_values("volume_ml", kind="stable")
+    bins = lesions["bin"].astype(object)
+    bins = bins.where(bins.notna() & (bins != ""), "any volume")
+    ordered = lesions.assign(bin=bins).sort_values("volume_ml", kind="stable")
     frames = []
     for metric, column in ((LESION_SENSITIVITY, "detected"), (LESION_DICE, "dice")):
         values = ordered[column].to_numpy(dtype=np.float64)
@@ -176,7 +188,7 @@ def _told(section: Section) -> list[str]:
     """The sentences that the comparisons allow, and what holds for all of them."""
     comparisons, told = section.comparisons, section.shown_comparisons
     if not comparisons:
-        return ["No two methods of one configuration and plans: nothing to compare."]
+        return ["There are no two methods of one configuration and plans to compare."]
     lines = [f"- {markdown(claim(entry))}" for entry in told]
     if len(told) < len(comparisons):
         lines.append(

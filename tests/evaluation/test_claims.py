@@ -88,8 +88,8 @@ def test_the_other_test_is_told_when_it_disagrees(raised):
 def test_without_an_interval_it_says_how_few_differ(raised):
     few = replace(raised, low=NAN, high=NAN, wins=1, losses=0, ties=41, patients=42, sign_flip_p_holm=1.0)
     assert claim(few) == (
-        "No difference in Dice of tumour between GODC and stock can be claimed: 1 of 42 patients differs, too few for "
-        "an interval."
+        "No difference in Dice of tumour between GODC and stock can be claimed: 1 of 42 patients differs, too few or "
+        "too alike for an interval."
     )
 
 

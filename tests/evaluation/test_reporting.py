@@ -129,6 +129,13 @@ def test_only_a_supported_difference_makes_bold(study, tmp_path):
     assert "Bold: better than every method that it was compared with" in text
 
 
+def test_a_dataset_without_the_baseline_is_reported_without_comparisons(study, tmp_path):
+    other = measured({"A": [0.5, 0.6, 0.7], "B": [0.6, 0.7, 0.9]}, dataset="Other")
+    text = report(tmp_path, study, other, baseline="nnUNetTrainer")
+    assert "## Other, " in text
+    assert set(pd.read_csv(tmp_path / "comparisons.csv").dataset) == {"Dataset501_LiTS"}
+
+
 def test_without_a_baseline_bold_needs_a_win_over_every_other(random, tmp_path):
     base = random.uniform(0.2, 0.9, 40)
     noise = random.normal(0, 0.01, 40)
@@ -171,7 +178,7 @@ def test_many_columns_are_split_by_label(random, tmp_path):
 
 def test_one_method_is_reported_without_comparisons(tmp_path):
     text = report(tmp_path, measured({"A": [0.5, 0.6, 0.7, 0.8]}))
-    assert "nothing to compare" in text
+    assert "There are no two methods of one configuration and plans to compare." in text
     assert (tmp_path / "comparisons.csv").read_text().strip() == ""
     assert json.loads((tmp_path / "report.json").read_text())["comparisons"] == []
 
@@ -263,7 +270,7 @@ def test_a_failure_leaves_the_former_report_as_it_was(study, tmp_path, monkeypat
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"baseline": "nnUNetTrainr"}, "did you mean nnUNetTrainer"),
+        ({"baseline": "nnUNetTrainr"}, r"nnUNetTrainr was not measured; did you mean nnUNetTrainer\?"),
         ({"resamples": 100}, "100 resamples"),
         ({"lesions": pd.DataFrame({"case": ["a"]})}, "the lesions lack the column dataset"),
     ],
