@@ -10,7 +10,7 @@ from nnunet_godc.evaluation.metrics import better
 from nnunet_godc.evaluation.units import shown
 
 FEW_PATIENTS = 50
-"""Below this, the intervals were measured to cover less than 94 % for skewed metrics; see docs/statistics.md."""
+"""Below this, intervals that rest on a few of the patients were measured to cover less than 94 %: docs/statistics.md."""
 
 
 def claim(comparison: Comparison) -> str:
@@ -45,8 +45,7 @@ def caveats(comparison: Comparison) -> list[str]:
         )
     if comparison.patients < FEW_PATIENTS:
         found.append(
-            f"Fewer than {FEW_PATIENTS} patients: for skewed metrics such intervals cover less than the 95 % they "
-            "promise; read them as too narrow."
+            f"Fewer than {FEW_PATIENTS} patients: where a few of them carry a difference, its interval is too narrow."
         )
     return found
 

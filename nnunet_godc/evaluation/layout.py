@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from typing import TypeVar
 
 from nnunet_godc.evaluation.case_table import Method, Question
-from nnunet_godc.evaluation.claims import p_value
+from nnunet_godc.evaluation.claims import FEW_PATIENTS, p_value
 from nnunet_godc.evaluation.comparison import Comparison
 from nnunet_godc.evaluation.markup import Cell, Grid, Heading
 from nnunet_godc.evaluation.summary import Summary
@@ -20,6 +20,14 @@ NONE = "-"
 BOLD = (
     "Bold: better than every method that it was compared with, by the corrected sign-flip test and an interval of the "
     "difference that excludes zero."
+)
+FEW = (
+    f"Fewer than {FEW_PATIENTS} patients: intervals of the means of skewed metrics are too narrow, as docs/statistics.md "
+    "of nnunet-godc measures."
+)
+DISTANCES = (
+    "A mean distance is made by its largest ones, and its interval is too narrow even for a hundred patients; "
+    "statistics.csv has medians, whose intervals are not."
 )
 
 
@@ -102,7 +110,12 @@ def _result_grid(
         text = question.bin or shown(question.metric).heading
         group = f"{question.label}, {shown(question.metric).heading}" if question.bin else question.label
         headings.append(Heading(text, group, mark))
-    return Grid(title, _caption(list(entries.values())), headings, rows, notes, [*_seed_notes(entries), BOLD])
+    told = [*_seed_notes(entries), BOLD]
+    if any(entry.patients < FEW_PATIENTS for entry in entries.values()):
+        told.append(FEW)
+    if any(shown(question.metric).unit == "mm" for question in questions):
+        told.append(DISTANCES)
+    return Grid(title, _caption(list(entries.values())), headings, rows, notes, told)
 
 
 def _caption(entries: Sequence[Summary]) -> str:

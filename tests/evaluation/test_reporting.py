@@ -216,6 +216,14 @@ def test_distances_are_shown_in_their_unit(tmp_path):
     text = report(tmp_path, measured({"A": [3, 4, 5, 6.25]}, metric=HD95))
     assert "tumour HD95 (mm)" in text
     assert "| A | 4.6 [" in text
+    assert "A mean distance is made by its largest ones" in text
+
+
+def test_few_patients_are_a_reason_for_caution(random, tmp_path):
+    assert "Fewer than 50 patients" in report(tmp_path, measured({"A": random.random(49)}))
+    text = report(tmp_path, measured({"A": random.random(50)}))
+    assert "Fewer than 50 patients" not in text
+    assert "A mean distance" not in text
 
 
 def test_lesions_are_reported_by_volume(tmp_path):
