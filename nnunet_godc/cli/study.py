@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from nnunet_godc.cli import evaluate
+from nnunet_godc.errors import UserError
 from nnunet_godc.spelling import nearest_name
 
 if TYPE_CHECKING:
@@ -36,6 +38,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
+    if os.name == "nt":
+        raise UserError("a study runs on Linux and macOS only; on Windows, run it in the Windows Subsystem for Linux.")
     commands = {"run": _run, "status": _status, "collect": _collect, "cancel": _cancel}
     return commands[arguments.what](arguments)
 

@@ -108,7 +108,7 @@ class StudyResources(Block):
         gpus: per training; more than one trains with nnU-Net's `-num_gpus`.
         cpus: per job, for nnU-Net's worker processes.
         memory_gb: per job, in GB.
-        hours: time limit of one attempt at a job.
+        hours: time limit of one attempt at a job, which a cluster keeps.
         slots: on this machine, how many jobs that need no GPU run at once.
         slurm: what the cluster wants to know.
     """

@@ -14,15 +14,22 @@ _NO_LOCKS = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK)
 
 
 @contextlib.contextmanager
-def job_lock(path: Path) -> Iterator[int]:
-    """Waits for the lock and holds it within; yields its file descriptor.
+def job_lock(path: Path, *, wait: bool = True) -> Iterator[int]:
+    """Holds the lock within; yields its file descriptor.
 
     The lock belongs to the open file, so a child that inherits the descriptor keeps it when this process is killed.
+
+    Args:
+        path: of the lock's file, which is made where it is missing.
+        wait: for as long as another process holds it.
+
+    Raises:
+        BlockingIOError: another process holds it, and it was not to be waited for.
     """
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
     try:
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         except OSError as error:
             if error.errno not in _NO_LOCKS:
                 raise

@@ -16,7 +16,7 @@ from pathlib import Path
 from nnunet_godc.commands import duration
 from nnunet_godc.errors import UserError
 from nnunet_godc.study.folder import is_done, job_folder, read_state, update_state
-from nnunet_godc.study.job_lock import is_held
+from nnunet_godc.study.job_lock import is_held, job_lock
 from nnunet_godc.study.jobs import Job, dependents, in_order
 
 LINES_SHOWN_ON_FAILURE = 20
@@ -37,6 +37,13 @@ class LocalExecutor:
     def run(self, folder: Path, jobs: Sequence[Job]) -> None:
         jobs = in_order(jobs)
         waiting = [job for job in jobs if not is_done(folder, job)]
+        for job in waiting:
+            state = read_state(folder, job.id)
+            if state.status in ("queued", "running") and state.scheduler_id:
+                raise UserError(
+                    f"{job.id} is job {state.scheduler_id} of the cluster; end it with "
+                    f"`nnunet-godc study cancel {folder}`, or leave the study to --executor slurm."
+                )
         gpus = visible_gpus() if any(job.resources.gpus for job in waiting) else []
         for job in waiting:
             if job.resources.gpus > len(gpus):
@@ -60,10 +67,17 @@ class LocalExecutor:
 
     def refresh(self, folder: Path, jobs: Sequence[Job]) -> None:
         for job in jobs:
-            state = read_state(folder, job.id)
-            here = state.status == "running" and state.host == socket.gethostname()
-            if here and not is_held(job_folder(folder, job.id).lock):
-                update_state(folder, job.id, status="interrupted", note="its process is gone")
+            if not _seems_to_run_here(folder, job):
+                continue
+            with contextlib.suppress(BlockingIOError), job_lock(job_folder(folder, job.id).lock, wait=False):
+                # It may just have ended by itself; nobody else writes while the lock is held here.
+                if _seems_to_run_here(folder, job):
+                    update_state(folder, job.id, status="interrupted", note="its process is gone")
+
+
+def _seems_to_run_here(folder: Path, job: Job) -> bool:
+    state = read_state(folder, job.id)
+    return state.status == "running" and state.host == socket.gethostname()
 
 
 def visible_gpus() -> list[str]:

@@ -35,7 +35,11 @@ def preprocess(dataset: str, plans: str, configuration: str, workers: int) -> No
 
     raw, folder = Path(str(nnUNet_raw), dataset), Path(str(nnUNet_preprocessed), dataset)
     description = load_json(str(folder / "dataset.json"))
-    cases = sorted(get_filenames_of_train_images_and_targets(str(raw), description))
+    references, ending = folder / "gt_segmentations", description["file_ending"]
+    if raw.is_dir():
+        cases = sorted(get_filenames_of_train_images_and_targets(str(raw), description))
+    else:  # as on a cluster that has the preprocessed data alone
+        cases = sorted(path.name.removesuffix(ending) for path in references.glob(f"*{ending}"))
     splits = folder / "splits_final.json"
     if not splits.exists() and len(cases) >= 5:
         # nnU-Net's own folds. Its trainings write them where they are missing, and two that start at once may read
@@ -46,11 +50,7 @@ def preprocess(dataset: str, plans: str, configuration: str, workers: int) -> No
     if configuration not in planned.available_configurations:
         sys.exit(f"{plans} of {dataset} have no configuration {configuration}: nnU-Net plans it where it makes sense.")
     data = folder / planned.get_configuration(configuration).data_identifier
-    references = folder / "gt_segmentations"
-    if all(
-        (data / f"{case}.pkl").exists() and (references / f"{case}{description['file_ending']}").exists()
-        for case in cases
-    ):
+    if cases and all((data / f"{case}.pkl").exists() and (references / f"{case}{ending}").exists() for case in cases):
         print(f"{data} holds all {len(cases)} cases already.")
         return
     command = find_command("nnUNetv2_preprocess")

@@ -21,7 +21,7 @@ from types import FrameType
 from nnunet_godc.commands import find_command
 from nnunet_godc.errors import UserError
 from nnunet_godc.study.folder import JobFolder, is_done, job_folder, read_job, read_state, update_state
-from nnunet_godc.study.job_lock import job_lock
+from nnunet_godc.study.job_lock import is_held, job_lock
 from nnunet_godc.study.jobs import Job
 from nnunet_godc.study.provenance import Record
 
@@ -51,6 +51,10 @@ def run_job(folder: Path, job_id: str) -> int:
     job = read_job(folder, job_id)
     files = job_folder(folder, job_id)
     try:
+        if is_held(files.lock):
+            print(
+                f"{job_id} is run by process {read_state(folder, job_id).pid} already, which is waited for", flush=True
+            )
         with _signals_raise(), job_lock(files.lock) as lock:
             if is_done(folder, job):
                 if read_state(folder, job_id).status != "done":
@@ -70,12 +74,18 @@ def _attempt(folder: Path, job: Job, files: JobFolder, lock: int) -> int:
         **{"status": "running", "pid": os.getpid(), "group": None, "host": socket.gethostname(), "note": ""},
         **{"start": beginning, "end": None, "return_code": None, "attempts": attempts},
     )
-    with files.log.open("a", encoding="utf-8") as log:
-        try:
-            command = command_to_run(job)
+    try:
+        command = command_to_run(job)
+        record = Record.begin(job, command, files.provenance)
+    except (UserError, OSError) as error:
+        files.log.write_text(f"{error}\n")
+        update_state(folder, job.id, status="failed", end=time.time(), note=str(error))
+        return 1
+    process: subprocess.Popen[bytes] | None = None
+    try:
+        with files.log.open("a", encoding="utf-8") as log:
             log.write(f"=== attempt {attempts}, {time.strftime('%Y-%m-%d %H:%M:%S')}: {' '.join(command)}\n")
             log.flush()
-            record = Record.begin(job, command, files.provenance)
             process = subprocess.Popen(
                 command,
                 env={**os.environ, **job.environment, "PYTHONUNBUFFERED": "1"},
@@ -85,15 +95,10 @@ def _attempt(folder: Path, job: Job, files: JobFolder, lock: int) -> int:
                 start_new_session=True,  # a group of its own, so that whatever it starts ends with it
                 pass_fds=[lock],  # held as long as one of them lives, should this process be killed
             )
-        except (UserError, OSError) as error:
-            log.write(f"{error}\n")
-            update_state(folder, job.id, status="failed", end=time.time(), note=str(error))
-            return 1
-    try:
         update_state(folder, job.id, group=process.pid)
         code = process.wait()
     except BaseException as error:
-        code = _end(process)
+        code = -signal.SIGTERM if process is None else _end(process)
         number = error.number if isinstance(error, _Stopped) else signal.SIGTERM
         record.finish(code)
         update_state(folder, job.id, status="interrupted", end=time.time(), return_code=code, note=_ended_by(number))

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from importlib import resources
+from itertools import product
 from pathlib import Path
 from typing import Any, get_args
 
@@ -121,7 +123,7 @@ def read_study(path: Path, check_classes: Callable[[Definition], list[Problem]] 
         results=str(folders[2]),
         definition=definition,
     )
-    problems += _plans_without_planner(study)
+    problems += _plans_problems(study)
     _refuse(path, document, problems)
     return study
 
@@ -219,6 +221,9 @@ def _contradictions(definition: Definition) -> Iterator[Problem]:
         for index, entry in enumerate(entries):
             if entry in entries[:index]:
                 yield Problem((key, index), f"{entry} stands twice in {key}; keep one.")
+    for index, trainer in enumerate(definition.trainers):
+        if definition.seeds and re.search(r"_seed\d+$", trainer):
+            yield Problem(("trainers", index), f"{trainer} has a seed already; leave it out here or in seeds.")
     names = [plans.name for plans in definition.plans]
     for index, plans in enumerate(definition.plans):
         here = ("plans", index)
@@ -261,16 +266,23 @@ def _variation_problems(definition: Definition, index: int) -> Iterator[Problem]
             yield Problem(("configurations", position), sentence)
 
 
-def _plans_without_planner(study: Study) -> Iterator[Problem]:
-    for index, plans in enumerate(study.definition.plans):
-        if plans.planner_class or plans.variation_of:
+def _plans_problems(study: Study) -> Iterator[Problem]:
+    """Plans that nobody makes and are not there, and those that are there and were made in another way."""
+    for (index, plans), dataset in product(enumerate(study.definition.plans), study.datasets):
+        file = study.plans_file(dataset, plans.name)
+        if plans.variation_of is not None:
             continue
-        for dataset in study.datasets:
-            if not study.plans_file(dataset, plans.name).is_file():
-                near = nearest_name(plans.name, PLANNERS)
-                hint = f"did you mean {near}?" if near else "say which `planner` makes them."
-                yield Problem(("plans", index), f"{dataset} has no plans {plans.name} yet; {hint}")
-                break
+        if file.is_file() and plans.planner is not None:
+            made_by = json.loads(file.read_text()).get("experiment_planner_used")
+            if made_by not in (None, plans.planner):
+                sentence = (
+                    f"{dataset} has plans {plans.name} already, which {made_by} has made; give these another name."
+                )
+                yield Problem(("plans", index, "name"), sentence)
+        elif not file.is_file() and plans.planner_class is None:
+            near = nearest_name(plans.name, PLANNERS)
+            hint = f"did you mean {near}?" if near else "say which `planner` makes them."
+            yield Problem(("plans", index), f"{dataset} has no plans {plans.name} yet; {hint}")
 
 
 def _datasets_in(folder: Path) -> list[str]:

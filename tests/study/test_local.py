@@ -270,6 +270,13 @@ class TestInterruption:
         assert LocalExecutor().cancel(study.folder, study.jobs) == 0
         assert is_done(study.folder, job)
 
+    def test_a_job_that_waits_on_a_cluster_is_not_run_here_too(self, study: Study) -> None:
+        study.add("plan")
+        update_state(study.folder, "plan", status="queued", scheduler_id="42")
+        with pytest.raises(UserError, match="plan is job 42 of the cluster"):
+            study.run()
+        assert study.ran == []
+
     def test_a_job_of_another_machine_is_left_as_it_is(self, study: Study) -> None:
         study.add("plan")
         update_state(study.folder, "plan", status="running", host="elsewhere", group=1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -85,6 +86,10 @@ def test_variables_of_the_environment_stay_as_they_are_written(write_study: Writ
         (
             SMALL + "plans: [nnUNetPlans, nnUNetPlans]\n",
             "line 3, column 22: nnUNetPlans stands twice in plans; keep one.",
+        ),
+        (
+            "datasets: [901]\ntrainers: [nnUNetTrainer_seed2]\nseeds: [1]\n",
+            "line 2, column 12: nnUNetTrainer_seed2 has a seed already; leave it out here or in seeds.",
         ),
         (
             SMALL + "plans:\n  - name: nnUNetPlansSmall\n    stages: 3\n",
@@ -183,6 +188,17 @@ class TestPlans:
     def test_otherwise_they_are_told(self, nnunet: Path, write_study: WriteStudy) -> None:
         with pytest.raises(UserError, match="line 3, column 9: Dataset901_Tiny has no plans nnUNetPlansMine yet"):
             read_study(write_study(self.TEXT))
+
+    def test_plans_of_the_same_name_that_another_planner_made_are_told(
+        self, nnunet: Path, write_study: WriteStudy
+    ) -> None:
+        (nnunet / "preprocessed" / "Dataset901_Tiny").mkdir()
+        made = {"experiment_planner_used": "nnUNetPlannerResEncL"}
+        (nnunet / "preprocessed" / "Dataset901_Tiny" / "Mine.json").write_text(json.dumps(made))
+        with pytest.raises(
+            UserError, match="line 3, column 16: Dataset901_Tiny has plans Mine already, which nnUNetPlann"
+        ):
+            read_study(write_study(SMALL + "plans: [{name: Mine, planner: nnUNetPlannerResEncM}]\n"))
 
 
 class TestClasses:
