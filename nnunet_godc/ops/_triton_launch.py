@@ -43,8 +43,7 @@ class Launch:
         kernel = getattr(import_module("nnunet_godc.ops._triton_kernels"), self.kernel)
         device = self.arguments["table"].device
         with torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext():
-            # One stage: what is gathered goes through registers, which Triton's pipelines do not serve.
-            kernel[self.grid](**self.arguments, **self.constants, num_warps=self.warps, num_stages=1)
+            kernel[self.grid](**self.arguments, **self.constants, **self._options())
 
     def compile(self, capability: int) -> Any:
         """Compiles the kernel for GPUs of a compute capability (80, 90), as `run` would there; needs no GPU.
@@ -79,8 +78,11 @@ class Launch:
             value = self.constants[name] if constant else self.arguments[name]
             signature[name] = kind_of(value, (index,), constant)
         source = ASTSource(kernel, signature, constants, attributes)
-        options = {"num_warps": self.warps, "num_stages": 1}
-        return compile(source, target=GPUTarget("cuda", capability, 32), options=options)
+        return compile(source, target=GPUTarget("cuda", capability, WARP), options=self._options())
+
+    def _options(self) -> dict[str, Any]:
+        # One stage: what is gathered goes through registers, which Triton's pipelines do not serve.
+        return {"num_warps": self.warps, "num_stages": 1, "enable_fp_fusion": True}
 
 
 _POINTERS = {torch.float16: "*fp16", torch.bfloat16: "*bf16", torch.float32: "*fp32", torch.int64: "*i64"}

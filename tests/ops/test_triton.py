@@ -1,0 +1,209 @@
+"""The GPU backend: its kernels in Triton's interpreter against the reference, and natively where there is a GPU."""
+
+import json
+import math
+import os
+import subprocess
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from nnunet_godc.ops import _reference, _triton, backends, deform_conv
+from tests.ops.interpreted_triton import CASES, tensors
+
+TOLERANCE = {torch.float16: 1e-3, torch.bfloat16: 8e-3, torch.float32: 1e-6}  # two roundings, relative to the largest
+
+
+@pytest.fixture(scope="module")
+def interpreted():
+    """What the interpreter computed, case by case, from one process: Triton is told of it before it is imported."""
+    if find_spec("triton") is None:
+        pytest.skip("triton is not installed")
+    root = Path(__file__).parents[2]
+    path = os.pathsep.join([str(root), *filter(None, [os.environ.get("PYTHONPATH")])])
+    run = subprocess.run(
+        [sys.executable, "-W", "ignore", "-m", "tests.ops.interpreted_triton"],
+        env={**os.environ, "PYTHONPATH": path, "TRITON_INTERPRET": "1"},
+        stdout=subprocess.PIPE,
+        check=True,
+    )
+    return json.loads(run.stdout)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_output_and_gradients_are_those_of_the_reference(interpreted, name):
+    errors = interpreted[name]
+    assert isinstance(errors, dict), errors  # else a traceback
+    assert set(errors) == {"output", "input", "offset", "weight"} | ({"mask"} if CASES[name].modulated else set())
+    tolerance = TOLERANCE[CASES[name].dtype]
+    assert {key: error for key, error in errors.items() if not error < tolerance} == {}
+
+
+def test_offsets_that_are_no_numbers_show_in_their_voxel_and_infinite_ones_read_zero(interpreted):
+    ours, reference = interpreted["special values"]
+    assert any(math.isnan(value) for value in ours)
+    assert 0.0 in ours
+    torch.testing.assert_close(torch.tensor(ours), torch.tensor(reference), equal_nan=True)
+
+
+def test_an_infinite_gradient_is_not_hidden_by_integers(interpreted):
+    """GradScaler has to find it."""
+    assert interpreted["infinite gradient"] == 0
+
+
+def on_a_gpu(*shape, dtype=torch.float16):
+    with FakeTensorMode():
+        return torch.empty(shape, dtype=dtype, device="cuda")
+
+
+def test_calls_that_the_kernels_do_not_know_are_left_to_the_reference():
+    input, offset, weight = on_a_gpu(1, 8, 4, 4, 4), on_a_gpu(1, 81, 4, 4, 4), on_a_gpu(8, 8, 3, 3, 3)
+    assert _triton.supports(input, offset, weight, 1)
+    double, in_line = on_a_gpu(1, 8, 4, 4, 4, dtype=torch.float64), on_a_gpu(1, 9, 4, 4)
+    assert not _triton.supports(double, offset, weight, 1)
+    assert not _triton.supports(input, offset, on_a_gpu(8, 4, 3, 3, 3), 1)  # two groups
+    assert not _triton.supports(input, offset, on_a_gpu(8, 8, 3, 3, 3, dtype=torch.float32), 1)  # two dtypes
+    assert not _triton.supports(on_a_gpu(1, 8, 4, 4), in_line, on_a_gpu(8, 8, 3, 3), 1)  # one axis displaced
+    assert not _triton.supports(on_a_gpu(1, 8, 4, 4, 1), on_a_gpu(1, 81, 4, 4, 1), weight, 1)  # one column
+    assert not _triton.supports(on_a_gpu(0, 8, 4, 4, 4), on_a_gpu(0, 81, 4, 4, 4), weight, 1)
+    on_the_cpu = torch.zeros(1, 8, 4, 4, 4), torch.zeros(1, 81, 4, 4, 4), torch.zeros(8, 8, 3, 3, 3)
+    assert not _triton.supports(*on_the_cpu, 1)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_without_a_gpu_the_reason_is_told():
+    assert backends.available_backends()["triton"] == "PyTorch sees no CUDA device"
+
+
+gpu = pytest.mark.gpu
+needs_gpu = pytest.mark.skipif(_triton.why_unusable() is not None, reason=str(_triton.why_unusable()))
+
+
+def to_gpu(values):
+    return [None if value is None else value.cuda() for value in values]
+
+
+def level(channels=32, extent=24, batch=2, dtype=torch.float16, displaced=3, modulated=True):
+    """Input, offset, weight, bias and mask as one level of a network has them."""
+    torch.manual_seed(0)
+    taps = (3, 3, 3) if displaced == 3 else (1, 3, 3)
+    count, size = math.prod(taps), (extent,) * 3
+    weight = torch.randn(channels, channels, *taps, device="cuda") / math.sqrt(channels * count)
+    return [
+        torch.randn(batch, channels, *size, device="cuda").to(dtype),
+        torch.randn(batch, count * displaced, *size, device="cuda") * 1.5,
+        weight.to(dtype),
+        torch.randn(channels, device="cuda").to(dtype),
+        torch.rand(batch, count, *size, device="cuda").to(dtype) if modulated else None,
+    ]
+
+
+def loss(input, offset, weight, bias, mask):
+    output = deform_conv(input, offset, weight, bias, padding=[k // 2 for k in weight.shape[2:]], mask=mask)
+    return (output * torch.linspace(-1, 1, output.numel(), device="cuda").view_as(output)).sum()
+
+
+def gradients(values, function=loss):
+    leaves = [None if value is None else value.detach().clone().requires_grad_() for value in values]
+    return torch.autograd.grad(function(*leaves), [leaf for leaf in leaves if leaf is not None])
+
+
+@gpu
+@needs_gpu
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("name", CASES)
+def test_natively_output_and_gradients_are_those_of_the_reference(name, dtype, monkeypatch):
+    case = CASES[name]
+    *values, rest = tensors(case)
+    values = [value if value is None else value.to(dtype) for value in values]
+    monkeypatch.setattr(_triton, "WORKSPACE", case.workspace)
+    grad, input, offset, weight, bias, mask = to_gpu(values)
+    ours = [
+        _triton.forward(input, offset, weight, bias, mask, *rest),
+        *_triton.backward(grad, input, offset, weight, mask, *rest),
+    ]
+    grad, input, offset, weight, bias, mask = (value if value is None else value.double() for value in values)
+    expected = [
+        _reference.forward(input, offset, weight, bias, mask, *rest),
+        *_reference.backward(grad, input, offset, weight, mask, *rest),
+    ]
+    for value, reference in zip(ours, expected, strict=True):
+        scale = reference.abs().max().item() if reference.numel() else 0.0
+        torch.testing.assert_close(value.cpu().double(), reference, rtol=0, atol=TOLERANCE[dtype] * max(scale, 1e-6))
+
+
+@gpu
+@needs_gpu
+@pytest.mark.parametrize("channels", [8, 32, 64, 80, 128, 256, 320])
+@pytest.mark.parametrize("displaced", [2, 3])
+def test_levels_of_a_network_agree_with_the_reference(channels, displaced):
+    values = level(channels, displaced=displaced, extent=12)
+    ours = gradients(values)
+    reference = [None if value is None else value.double() for value in values]
+    for value, expected in zip(ours, gradients(reference), strict=True):
+        scale = expected.abs().max().item()
+        torch.testing.assert_close(value.double(), expected, rtol=0, atol=4e-3 * scale)
+
+
+@gpu
+@needs_gpu
+def test_deterministic_algorithms_give_identical_gradients(monkeypatch):
+    values = level()
+    torch.use_deterministic_algorithms(True)
+    try:
+        first, second = gradients(values), gradients(values)
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert all(torch.equal(one, other) for one, other in zip(first, second, strict=True))
+    for one, other in zip(first, gradients(values), strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=1e-3 * other.abs().max().item())
+
+
+@gpu
+@needs_gpu
+def test_opcheck_finds_nothing_on_a_gpu():
+    values = level(channels=8, extent=4, dtype=torch.float32)
+    arguments = ([1, 1, 1], [1, 1, 1], 1)
+    torch.library.opcheck(torch.ops.nnunet_godc.deform_conv.default, (*values, *arguments))
+    input, offset, weight, _, mask = values
+    backward = (torch.ones_like(input), input, offset, weight, mask, *arguments)
+    torch.library.opcheck(torch.ops.nnunet_godc.deform_conv_backward.default, backward)
+
+
+@gpu
+@needs_gpu
+def test_compiles_as_one_graph_on_a_gpu():
+    torch._dynamo.reset()
+    values = level(extent=8)
+    compiled = torch.compile(loss, fullgraph=True)
+    for ours, expected in zip(gradients(values, compiled), gradients(values), strict=True):
+        torch.testing.assert_close(ours, expected, rtol=1e-2, atol=1e-2 * expected.abs().max().item())
+
+
+@gpu
+@needs_gpu
+def test_a_step_under_autocast_with_gradient_scaling():
+    input, offset, weight, bias, mask = (value.float() for value in level(extent=8))
+    weight.requires_grad_()
+    optimizer, scaler = torch.optim.SGD([weight], lr=0.1), torch.amp.GradScaler("cuda")
+    before = weight.detach().clone()
+    with torch.autocast("cuda"):
+        value = deform_conv(input, offset, weight, bias, padding=1, mask=mask).float().square().mean()
+    scaler.scale(value).backward()
+    scaler.step(optimizer)
+    scaler.update()
+    assert weight.isfinite().all()
+    assert not weight.equal(before)
+
+
+@gpu
+@needs_gpu
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
+def test_it_runs_on_the_gpu_where_its_tensors_are():
+    values = [value.to("cuda:1") for value in level(extent=8)]
+    expected = _reference.forward(*values[:4], values[4], [1, 1, 1], [1, 1, 1], 1)
+    torch.testing.assert_close(deform_conv(*values[:4], padding=1, mask=values[4]), expected, rtol=1e-2, atol=1e-2)
