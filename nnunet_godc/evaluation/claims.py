@@ -10,7 +10,7 @@ from nnunet_godc.evaluation.metrics import better
 from nnunet_godc.evaluation.units import shown
 
 FEW_PATIENTS = 50
-"""Below this, intervals that rest on a few of the patients were measured to cover less than 94 %: docs/statistics.md."""
+"""Below this, intervals of what a few of the patients decide cover less than 94 %: docs/statistics.md."""
 
 
 def claim(comparison: Comparison) -> str:

@@ -22,8 +22,8 @@ BOLD = (
     "difference that excludes zero."
 )
 FEW = (
-    f"Fewer than {FEW_PATIENTS} patients: intervals of the means of skewed metrics are too narrow, as docs/statistics.md "
-    "of nnunet-godc measures."
+    f"Fewer than {FEW_PATIENTS} patients: intervals of the means of skewed metrics are too narrow, as nnunet-godc's "
+    "docs/statistics.md measures."
 )
 DISTANCES = (
     "A mean distance is made by its largest ones, and its interval is too narrow even for a hundred patients; "
