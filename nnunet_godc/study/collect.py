@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -84,7 +85,7 @@ def _report(study: Study, folder: Path, statuses: Sequence[JobStatus], pages: Ma
         yield ""
         yield f"## {title}"
         yield ""
-        yield page.read_text(encoding="utf-8").strip()
+        yield re.sub("^#", "###", page.read_text(encoding="utf-8").strip(), flags=re.MULTILINE)
 
 
 def _what_made_it(folder: Path, trainings: Sequence[JobStatus]) -> Iterator[str]:
