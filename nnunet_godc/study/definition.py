@@ -48,7 +48,7 @@ class Plans(Block):
             is kept, with the sizes below.
         patch_size: voxels along the plans' axes.
         features: channels of the first stage, which double from stage to stage.
-        stages: resolutions of the network.
+        stages: resolutions of the network, at least 3.
         batch_size: patches per step.
         spacing: target spacing in mm along the plans' axes; None keeps the planner's.
     """
@@ -59,7 +59,8 @@ class Plans(Block):
     variation_of: str | None = Field(default=None, alias="from")
     patch_size: list[PositiveInt] | None = None
     features: PositiveInt | None = None
-    stages: PositiveInt | None = None
+    # With two, deep supervision has one output, whose weight nnU-Net sets to 0 / 0.
+    stages: Annotated[int, Field(ge=3)] | None = None
     batch_size: PositiveInt | None = None
     spacing: list[PositiveFloat] | None = None
 

@@ -83,7 +83,7 @@ def test_plans_of_one_dataset_are_made_one_after_the_other() -> None:
 
 
 def test_a_variation_brings_the_plans_it_is_made_from() -> None:
-    sizes = {"patch_size": [8, 8, 8], "features": 4, "stages": 2}
+    sizes = {"patch_size": [8, 8, 8], "features": 4, "stages": 3}
     found = jobs(plans=[{"name": "Small", "from": "nnUNetPlans", **sizes}])
     assert needs(found["plan.Small"]) == {"plan.nnUNetPlans"}
     assert not found["plan.Small"].adopted

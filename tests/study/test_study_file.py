@@ -88,6 +88,10 @@ def test_variables_of_the_environment_stay_as_they_are_written(write_study: Writ
             "line 3, column 22: nnUNetPlans stands twice in plans; keep one.",
         ),
         (
+            SMALL + "plans:\n  - {name: Small, from: nnUNetPlans, patch_size: [8, 8, 8], features: 4, stages: 2}\n",
+            "line 4, column 82: stages needs at least 3, not 2.",
+        ),
+        (
             "datasets: [901]\ntrainers: [nnUNetTrainer_seed2]\nseeds: [1]\n",
             "line 2, column 12: nnUNetTrainer_seed2 has a seed already; leave it out here or in seeds.",
         ),
@@ -100,7 +104,7 @@ def test_variables_of_the_environment_stay_as_they_are_written(write_study: Writ
             "line 4, column 5: a variation also says patch_size, features.",
         ),
         (
-            SMALL + "plans:\n  - {name: Small, from: Other, patch_size: [8, 8, 8], features: 4, stages: 2}\n",
+            SMALL + "plans:\n  - {name: Small, from: Other, patch_size: [8, 8, 8], features: 4, stages: 3}\n",
             "line 4, column 25: there are no plans Other above this line to vary, and nnU-Net makes none so called.",
         ),
         (
@@ -109,7 +113,7 @@ def test_variables_of_the_environment_stay_as_they_are_written(write_study: Writ
         ),
         (
             SMALL + "configurations: [2d]\nplans:\n"
-            "  - {name: Small, from: nnUNetPlans, patch_size: [8, 8, 8], features: 4, stages: 2}\n",
+            "  - {name: Small, from: nnUNetPlans, patch_size: [8, 8, 8], features: 4, stages: 3}\n",
             "line 3, column 18: Small, being a variation, have 3d_fullres only; leave 2d out.",
         ),
         (
@@ -224,13 +228,13 @@ class TestClasses:
         assert planner.location == ("plans", 0, "planner")
         assert planner.sentence.endswith("did you mean nnUNetPlannerResEncM?")
 
-    @pytest.mark.slow
     def test_trainers_of_the_users_own_are_found(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         (tmp_path / "mine.py").write_text(
             "from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer\n"
             "class nnUNetTrainerMine(nnUNetTrainer): pass\n"
         )
         monkeypatch.setenv("nnUNet_extTrainer", str(tmp_path), prepend=":")
+        monkeypatch.setattr("subprocess.run", None)
         assert check_classes(self.definition(trainers=["nnUNetTrainerMine"])) == []
 
 
