@@ -63,7 +63,7 @@ def p_value(p: float) -> str:
 
 
 def _difference(comparison: Comparison, subject: str) -> str:
-    units = shown(comparison.question.metric)
+    units = shown(comparison.question.metric).finer(comparison.low, comparison.high)
     verb, sign = ("raises", 1) if comparison.difference > 0 else ("lowers", -1)
     low, high = sorted((sign * comparison.low, sign * comparison.high))
     sentence = (
@@ -81,7 +81,7 @@ def _difference(comparison: Comparison, subject: str) -> str:
 
 
 def _no_difference(comparison: Comparison, subject: str, pair: str) -> str:
-    units = shown(comparison.question.metric)
+    units = shown(comparison.question.metric).finer(comparison.low, comparison.high)
     low = units.number(comparison.low)
     beginning = f"No difference in {subject} between {pair} can be claimed"
     basis = f"{_corrected(comparison)}; {comparison.patients} patients"

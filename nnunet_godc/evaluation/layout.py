@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TypeVar
 
 from nnunet_godc.evaluation.case_table import Method, Question
@@ -11,9 +11,10 @@ from nnunet_godc.evaluation.claims import FEW_PATIENTS, p_value
 from nnunet_godc.evaluation.comparison import Comparison
 from nnunet_godc.evaluation.markup import Cell, Grid, Heading
 from nnunet_godc.evaluation.summary import Summary
-from nnunet_godc.evaluation.units import shown
+from nnunet_godc.evaluation.units import Shown, shown
 
 Entry = TypeVar("Entry")
+Entries = Mapping[tuple[Method, Question], Summary]
 
 WIDEST = 6  # columns of numbers that a page is wide enough for
 NONE = "-"
@@ -27,27 +28,26 @@ FEW = (
 )
 DISTANCES = (
     "A mean distance is made by its largest ones, and its interval is too narrow even for a hundred patients; "
-    "statistics.csv has medians, whose intervals are not."
+    "statistics.csv has medians, whose intervals hold."
 )
 
 
 def result_grids(title: str, summaries: Sequence[Summary], comparisons: Sequence[Comparison]) -> list[Grid]:
     """Methods by questions, in the paper's format, with intervals; several grids per label where one is too wide."""
     questions = _distinct(entry.question for entry in summaries)
-    if len(questions) <= WIDEST:
-        return [_result_grid(title, questions, summaries, comparisons)]
     grids = []
-    for label in _distinct(question.label for question in questions):
-        asked = [question for question in questions if question.label == label]
-        width = math.ceil(len(asked) / math.ceil(len(asked) / WIDEST))
-        for start in range(0, len(asked), width):
-            grids.append(_result_grid(title, asked[start : start + width], summaries, comparisons))
+    for asked in _parts(questions):
+        entries = {(entry.method, entry.question): entry for entry in summaries if entry.question in asked}
+        grids.append(_result_grid(title, asked, entries, comparisons))
+        if any(len(entry.runs) > 1 for entry in entries.values()):
+            grids.append(_seed_grid(title, asked, entries))
     return grids
 
 
 def comparison_grid(title: str, comparisons: Sequence[Comparison]) -> Grid:
     """One row per comparison."""
     against = _distinct(entry.against.variant for entry in comparisons)
+    context = contexts(_distinct(entry.method for entry in comparisons))
     headings = [
         Heading("Metric", numeric=False),
         Heading("Method", numeric=False),
@@ -58,16 +58,16 @@ def comparison_grid(title: str, comparisons: Sequence[Comparison]) -> Grid:
         Heading("d_z"),
         Heading("W/T/L"),
     ]
-    names = _method_names(_distinct(side for entry in comparisons for side in (entry.method, entry.against)))
     rows = []
     for entry in comparisons:
+        units = shown(entry.question.metric).finer(entry.low, entry.high)
         effect = "" if math.isnan(entry.effect_low) else f"[{entry.effect_low:.2f}, {entry.effect_high:.2f}]"
         rows.append(
             [
                 Cell(_question_name(entry.question)),
-                Cell(names[entry.method]),
-                *([Cell(names[entry.against])] if len(against) > 1 else []),
-                Cell(_number(entry.question, entry.difference), _interval(entry.question, entry.low, entry.high)),
+                Cell(entry.method.variant, context[entry.method]),
+                *([Cell(entry.against.variant)] if len(against) > 1 else []),
+                Cell(_number(units, entry.difference), _interval(units, entry.low, entry.high)),
                 Cell(_p(entry.sign_flip_p_holm)),
                 Cell(_p(entry.signed_rank_p_holm)),
                 Cell(NONE if math.isnan(entry.effect_size) else f"{entry.effect_size + 0.0:.2f}", effect),
@@ -79,54 +79,103 @@ def comparison_grid(title: str, comparisons: Sequence[Comparison]) -> Grid:
         "Wilcoxon: p-values after Holm's correction over all comparisons of the table in one metric and label. d_z: "
         "mean of the patients' differences over their standard deviation. W/T/L: patients for whom the method is "
         "better, equal (to 1e-6), worse.",
-        *_compared_notes(comparisons),
+        *_compared_notes(comparisons, context),
     ]
     caption = f"comparisons with {against[0]}." if len(against) == 1 else "comparisons."
     return Grid(title, caption, headings, rows, notes=notes)
 
 
+def contexts(methods: Sequence[Method]) -> dict[Method, str]:
+    """Configuration and plans of each method, as far as they tell these methods apart; in parentheses, or ""."""
+    configurations = {method.configuration for method in methods}
+    plans = {method.plans for method in methods}
+    parts = {
+        method: [method.configuration] * (len(configurations) > 1) + [method.plans] * (len(plans) > 1)
+        for method in methods
+    }
+    return {method: f"({', '.join(part)})" if part else "" for method, part in parts.items()}
+
+
+def _parts(questions: Sequence[Question]) -> list[list[Question]]:
+    """The columns of each grid: all of them, or those of one label in parts of about one width."""
+    if len(questions) <= WIDEST:
+        return [list(questions)]
+    parts = []
+    for label in _distinct(question.label for question in questions):
+        asked = [question for question in questions if question.label == label]
+        width = math.ceil(len(asked) / math.ceil(len(asked) / WIDEST))
+        parts += [asked[start : start + width] for start in range(0, len(asked), width)]
+    return parts
+
+
 def _result_grid(
-    title: str,
-    questions: Sequence[Question],
-    summaries: Sequence[Summary],
-    comparisons: Sequence[Comparison],
+    title: str, questions: Sequence[Question], entries: Entries, comparisons: Sequence[Comparison]
 ) -> Grid:
-    asked = set(questions)
-    entries = {(entry.method, entry.question): entry for entry in summaries if entry.question in asked}
     methods = _distinct(method for method, _ in entries)
     notes: list[str] = []
     marks = [_mark(notes, _left_out(question, methods, entries)) for question in questions]
     best = _supported_as_best(comparisons)
-    names = _method_names(methods)
+    context = contexts(methods)
     rows = [
         [
-            Cell(names[method]),
+            Cell(method.variant, context[method]),
             *(_result(entries[method, question], bold=(method, question) in best) for question in questions),
         ]
         for method in methods
     ]
-    headings = [Heading("Method", numeric=False)]
-    for question, mark in zip(questions, marks, strict=True):
-        text = question.bin or shown(question.metric).heading
-        group = f"{question.label}, {shown(question.metric).heading}" if question.bin else question.label
-        headings.append(Heading(text, group, mark))
-    told = [*_seed_notes(entries), BOLD]
+    told = [BOLD]
     if any(entry.patients < FEW_PATIENTS for entry in entries.values()):
         told.append(FEW)
     if any(shown(question.metric).unit == "mm" for question in questions):
         told.append(DISTANCES)
-    return Grid(title, _caption(list(entries.values())), headings, rows, notes, told)
+    return Grid(title, _caption(list(entries.values())), _headings(questions, marks), rows, notes, told)
+
+
+def _seed_grid(title: str, questions: Sequence[Question], entries: Entries) -> Grid:
+    """How far the seeds of each method lie apart."""
+    methods = [method for method in _distinct(method for method, _ in entries) if _seeds(method, entries) > 1]
+    context = contexts(methods)
+    rows = []
+    for method in methods:
+        row = [Cell(method.variant, context[method]), Cell(str(_seeds(method, entries)))]
+        for question in questions:
+            units, runs = shown(question.metric), entries[method, question].runs
+            row.append(Cell(f"{_number(units, min(runs))} to {_number(units, max(runs))}"))
+        rows.append(row)
+    headings = _headings(questions, [()] * len(questions))
+    headings.insert(1, Heading("seeds"))
+    return Grid(title, "lowest and highest mean of a seed.", headings, rows)
+
+
+def _seeds(method: Method, entries: Entries) -> int:
+    return max(len(entry.runs) for (of, _), entry in entries.items() if of == method)
+
+
+def _headings(questions: Sequence[Question], marks: Sequence[tuple[int, ...]]) -> list[Heading]:
+    headings = [Heading("Method", numeric=False)]
+    for question, mark in zip(questions, marks, strict=True):
+        metric = shown(question.metric).heading
+        if question.bin:
+            headings.append(Heading(question.bin, f"{question.label}, {metric}", mark))
+        else:
+            headings.append(Heading(metric, question.label, mark))
+    return headings
 
 
 def _caption(entries: Sequence[Summary]) -> str:
-    fewest, most = min(entry.patients for entry in entries), max(entry.patients for entry in entries)
-    patients = f"{most}" if fewest == most else f"{fewest} to {most}"
     what = "lesions" if entries[0].question.bin else "cases"
-    return f"means over {what} [95 % interval over patients], {patients} patients."
+    numbers = (_range(entry.cases for entry in entries), _range(entry.patients for entry in entries))
+    return f"means over {what} [95 % interval over patients], {numbers[0]} {what} of {numbers[1]} patients."
+
+
+def _range(numbers: Iterable[int]) -> str:
+    found = sorted(set(numbers))
+    return f"{found[0]} to {found[-1]}" if len(found) > 1 else str(found[0])
 
 
 def _result(entry: Summary, *, bold: bool) -> Cell:
-    return Cell(_number(entry.question, entry.mean), _interval(entry.question, entry.low, entry.high), bold)
+    units = shown(entry.question.metric)
+    return Cell(_number(units, entry.mean), _interval(units, entry.low, entry.high), bold)
 
 
 def _supported_as_best(comparisons: Iterable[Comparison]) -> set[tuple[Method, Question]]:
@@ -137,17 +186,18 @@ def _supported_as_best(comparisons: Iterable[Comparison]) -> set[tuple[Method, Q
     return {key for key, outcomes in won.items() if all(outcomes)}
 
 
-def _left_out(question: Question, methods: Sequence[Method], entries: dict[tuple[Method, Question], Summary]) -> str:
+def _left_out(question: Question, methods: Sequence[Method], entries: Entries) -> str:
     """Which cases are not in a column, by method; methods that agree stand together."""
     agreeing: dict[tuple[tuple[str, int], ...], list[Method]] = {}
     for method in methods:
         agreeing.setdefault(tuple(entries[method, question].undefined.items()), []).append(method)
-    names = _method_names(methods)
+    context = contexts(methods)
     parts = []
     for reasons, who in agreeing.items():
         if reasons:
             counted = ", ".join(f"{number} {reason}" for reason, number in reasons)
-            parts.append(counted if len(who) == len(methods) else f"{counted} ({', '.join(names[m] for m in who)})")
+            names = ", ".join(f"{method.variant} {context[method]}".strip() for method in who)
+            parts.append(counted if len(who) == len(methods) else f"{counted}: {names}")
     what = "Lesions" if question.bin else "Cases"
     return f"{what} left out as undefined: {'; '.join(parts)}." if parts else ""
 
@@ -161,62 +211,28 @@ def _mark(notes: list[str], note: str) -> tuple[int, ...]:
     return (notes.index(note) + 1,)
 
 
-def _seed_notes(entries: dict[tuple[Method, Question], Summary]) -> list[str]:
-    notes = []
-    names = _method_names(_distinct(method for method, _ in entries))
-    for method, name in names.items():
-        spreads = [
-            f"{shown(question.metric).name} of {question.label}{', ' + question.bin if question.bin else ''} "
-            f"{_number(question, min(entry.runs))} to {_number(question, max(entry.runs))}"
-            for (of, question), entry in entries.items()
-            if of == method and len(entry.runs) > 1 and all(map(math.isfinite, entry.runs))
-        ]
-        if spreads:
-            number = len(next(entry.runs for (of, _), entry in entries.items() if of == method))
-            notes.append(f"{name}: averages over {number} seeds, whose own means reach from {'; '.join(spreads)}.")
-    return notes
-
-
-def _compared_notes(comparisons: Sequence[Comparison]) -> list[str]:
+def _compared_notes(comparisons: Sequence[Comparison], context: Mapping[Method, str]) -> list[str]:
     """Cases that could not be compared, as they are defined for one of the two only."""
     parts = [
-        f"{_question_name(entry.question)}, {entry.method.variant} and {entry.against.variant}: {entry.only_method} "
-        f"only for the first, {entry.only_against} only for the second"
+        f"{_question_name(entry.question)}, {entry.method.variant} and {entry.against.variant} "
+        f"{context[entry.method]}".rstrip()
+        + f": {entry.only_method} only for the first, {entry.only_against} only for the second"
         for entry in comparisons
         if entry.only_method or entry.only_against
     ]
     return [f"Not compared, being defined for one of the two only: {'; '.join(parts)}."] if parts else []
 
 
-def _method_names(methods: Sequence[Method]) -> dict[Method, str]:
-    """As short as tells them apart: the variant, with configuration and plans where these differ."""
-    configurations = {method.configuration for method in methods}
-    plans = {method.plans for method in methods}
-    return {
-        method: ", ".join(
-            part
-            for part, needed in (
-                (method.configuration, len(configurations) > 1),
-                (method.plans, len(plans) > 1),
-                (method.variant, True),
-            )
-            if needed
-        )
-        for method in methods
-    }
-
-
 def _question_name(question: Question) -> str:
-    heading = shown(question.metric).heading
-    return ", ".join(part for part in (question.label, question.bin, heading) if part)
+    return ", ".join(part for part in (question.label, question.bin, shown(question.metric).heading) if part)
 
 
-def _number(question: Question, value: float) -> str:
-    return shown(question.metric).number(value) if math.isfinite(value) else NONE
+def _number(units: Shown, value: float) -> str:
+    return units.number(value) if math.isfinite(value) else NONE
 
 
-def _interval(question: Question, low: float, high: float) -> str:
-    return f"[{_number(question, low)}, {_number(question, high)}]" if math.isfinite(low) else ""
+def _interval(units: Shown, low: float, high: float) -> str:
+    return f"[{units.number(low)}, {units.number(high)}]" if math.isfinite(low) else ""
 
 
 def _p(p: float) -> str:

@@ -22,6 +22,8 @@ _LATEX = {
     "|": r"\textbar{}",
     '"': r"\textquotedbl{}",
 }
+# What is wider than the page is made smaller.
+_FITTED = r"\resizebox{\ifdim\width>\linewidth\linewidth\else\width\fi}{!}{%"
 _MARKDOWN = re.compile(r"([\\`*_<|~]|(?<=\])\()")
 _NEGATIVE = re.compile(r"(?<![\w.-])-(?=\d)")
 
@@ -89,12 +91,13 @@ def markdown_table(grid: Grid) -> str:
 
 
 def latex_table(grid: Grid) -> str:
-    """A ``table*`` with the rules of booktabs; a cell's second line stands below its first."""
+    """A ``table*`` for booktabs and graphicx; a cell's second line stands below its first."""
     columns = "".join("r" if heading.numeric else "l" for heading in grid.headings)
     lines = [
         r"\begin{table*}[tp]",
         r"\centering\footnotesize\setlength{\tabcolsep}{4pt}\setlength{\belowcaptionskip}{4pt}",
         rf"\caption{{{latex(grid.title)}: {latex(grid.caption)}}}",
+        _FITTED,
         rf"\begin{{tabular}}{{@{{}}{columns}@{{}}}}",
         r"\toprule",
         *_latex_groups(grid.headings),
@@ -108,7 +111,7 @@ def latex_table(grid: Grid) -> str:
         lines.append(_row([_latex_cell(cell) for cell in row]))
         if two_lines:
             lines.append(_row([rf"{{\scriptsize {latex(cell.below)}}}" if cell.below else "" for cell in row]))
-    lines += [r"\bottomrule", r"\end{tabular}"]
+    lines += [r"\bottomrule", r"\end{tabular}}"]
     notes = [rf"\textsuperscript{{{number}}} {latex(note)}" for number, note in enumerate(grid.numbered_notes, 1)]
     notes += [latex(note) for note in grid.notes]
     if notes:

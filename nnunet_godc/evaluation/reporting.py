@@ -17,7 +17,7 @@ from nnunet_godc.errors import UserError
 from nnunet_godc.evaluation.case_table import CaseTable, case_tables
 from nnunet_godc.evaluation.claims import caveats, claim
 from nnunet_godc.evaluation.comparison import Comparison, compare_methods
-from nnunet_godc.evaluation.layout import comparison_grid, result_grids
+from nnunet_godc.evaluation.layout import comparison_grid, contexts, result_grids
 from nnunet_godc.evaluation.markup import Grid, latex_table, markdown, markdown_table
 from nnunet_godc.evaluation.metrics import ABSENT_IN_PREDICTION, DEFINED, LESION_DICE, LESION_SENSITIVITY
 from nnunet_godc.evaluation.records import comparison_row, csv_text, json_text, statistics_row
@@ -31,7 +31,10 @@ LONGEST = 40  # comparisons in a table for people; of more, it holds those that 
 
 _SEED = re.compile(r"_seed\d+$")
 _OF_LESION = ("dataset", "configuration", "plans", "trainer", "fold", "case", "patient", "label", "lesion", "bin")
-_LATEX_HEAD = r"""% Written by nnunet-godc, for \input. It needs \usepackage{booktabs} and \usepackage[T1]{fontenc}.
+_LATEX_HEAD = r"""% Written by nnunet-godc, for \input. Before \begin{document}:
+% \usepackage{booktabs,graphicx}
+% \usepackage[T1]{fontenc}
+
 """
 
 
@@ -189,7 +192,8 @@ def _told(section: Section) -> list[str]:
     comparisons, told = section.comparisons, section.shown_comparisons
     if not comparisons:
         return ["There are no two methods of one configuration and plans to compare."]
-    lines = [f"- {markdown(claim(entry))}" for entry in told]
+    context = contexts(section.table.methods)
+    lines = [f"- {markdown(f'{context[entry.method]} {claim(entry)}'.strip())}" for entry in told]
     if len(told) < len(comparisons):
         lines.append(
             f"- For {len(comparisons) - len(told)} more comparisons no difference can be claimed; comparisons.csv "

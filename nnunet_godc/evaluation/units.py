@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from nnunet_godc.evaluation.metrics import DICE, IOU, PRECISION, RECALL, RELATIVE_VOLUME_ERROR, better
 
@@ -39,6 +39,11 @@ class Shown:
     def number(self, value: float) -> str:
         """A number without its unit; never minus zero."""
         return f"{round(value * self.factor, self.decimals) + 0.0:.{self.decimals}f}"
+
+    def finer(self, low: float, high: float) -> Shown:
+        """With one decimal more for an interval so narrow that its ends would tell little else."""
+        narrow = (high - low) * self.factor < 20 * 10.0**-self.decimals
+        return replace(self, decimals=self.decimals + 1) if narrow else self
 
     def difference(self, value: float) -> str:
         return f"{self.number(value)} {self.difference_unit}".rstrip()

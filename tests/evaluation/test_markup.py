@@ -91,7 +91,7 @@ def test_latex_compiles(tmp_path):
     special = Grid(r"\ { } $ & # _ % ^ ~ < > |", '"quoted"', [Heading("ä µ ± é")], [[Cell("[-1, 2]")], [Cell("*")]])
     document = "\n".join(
         [
-            r"\documentclass[twocolumn]{article}\usepackage{booktabs}\usepackage[T1]{fontenc}",
+            r"\documentclass[twocolumn]{article}\usepackage{booktabs,graphicx}\usepackage[T1]{fontenc}",
             r"\begin{document}",
             *map(latex_table, (GRID, special)),
             r"\end{document}",

@@ -149,7 +149,7 @@ def test_undefined_cases_are_counted_in_a_note(tmp_path):
     text = report(tmp_path, measured({"A": values, "B": [*values[:4], NAN]}, state=ABSENT_IN_BOTH))
     assert "<sup>1</sup> Cases left out as undefined: 1 absent in both." in text
     text = report(tmp_path, measured({"A": [*values, 0.9], "B": [0.1, NAN, NAN, 0.4, 0.5, 0.6]}))
-    assert "1 absent in prediction (A); 2 absent in prediction (B)." in text
+    assert "1 absent in prediction: A; 2 absent in prediction: B." in text
     assert "2 only for the first" not in text
     assert "tumour, Dice (%), B and A: 1 only for the first, 2 only for the second" in text
 
@@ -194,7 +194,9 @@ def test_seeds_are_one_row_with_their_spread(tmp_path):
     seeds = {"A_seed1": [0.5, 0.5, 0.6, 0.6], "A_seed2": [0.6, 0.6, 0.7, 0.7], "B": [0.5, 0.6, 0.6, 0.8]}
     text = report(tmp_path, measured(seeds))
     assert table_line(text, "A").startswith("| A | 60.0")
-    assert "A: averages over 2 seeds, whose own means reach from Dice of tumour 55.0 to 65.0." in text
+    assert "Lowest and highest mean of a seed" in text
+    assert "| A | 2 | 55.0 to 65.0 |" in text
+    assert "| B | 1 |" not in text
     row = pd.read_csv(tmp_path / "statistics.csv").iloc[0]
     assert (row.seeds, row.seed_means) == (2, "0.55 0.65")
     assert row.seed_standard_deviation == pytest.approx(np.std([0.55, 0.65], ddof=1))
@@ -210,6 +212,15 @@ def test_variants_may_be_named(tmp_path):
 def test_intervals_stay_within_what_a_metric_can_be(tmp_path):
     report(tmp_path, measured({"A": [0.99, 1.0, 1.0, 0.95, 1.0, 0.97]}))
     assert pd.read_csv(tmp_path / "statistics.csv")["mean_high"][0] <= 1
+
+
+def test_plans_are_named_where_they_tell_methods_apart(random, tmp_path):
+    frames = [measured({"A": random.random(9), "B": random.random(9)}, plans=plans) for plans in ("small", "large")]
+    text = report(tmp_path, *frames)
+    assert "## Dataset501\\_LiTS, 3d\\_fullres, cross-validation" in text
+    assert table_line(text, "A (small)")
+    assert table_line(text, "B (large)")
+    assert "- (small) No difference in Dice of tumour between B and A" in text
 
 
 def test_distances_are_shown_in_their_unit(tmp_path):
