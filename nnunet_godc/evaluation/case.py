@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import nibabel
 import numpy as np
 from numpy.typing import NDArray
 from scipy.ndimage import find_objects
@@ -174,6 +175,9 @@ def _read(path: Path, what: str, reader: type[Any], known: frozenset[int]) -> tu
     try:
         with contextlib.redirect_stdout(io.StringIO()):  # the readers print warnings of their own
             image, properties = reader().read_seg(str(path))
+            if "sitk_stuff" in properties and path.name.endswith((".nii", ".nii.gz")):
+                # Where a NIfTI file breaks off, ITK puts zeros and goes on; nibabel raises an error.
+                nibabel.load(path).dataobj.get_unscaled()
     except MemoryError:
         raise
     except Exception as error:  # whatever the libraries behind nnU-Net's readers raise for a damaged file

@@ -121,12 +121,32 @@ def test_headers_may_round(tmp_path: Path):
     assert measured(tmp_path, segmentation(), segmentation(), **rounded).labels["liver"].false_positive == 0
 
 
-def test_a_damaged_file_is_named(tmp_path: Path):
-    reference = write_segmentation(tmp_path / "reference.nii.gz", segmentation())
-    damaged = tmp_path / "prediction.nii.gz"
-    damaged.write_bytes(reference.read_bytes()[:60])
-    with pytest.raises(CaseProblem, match=r"its prediction cannot be read \(RuntimeError\): .*prediction.nii.gz"):
-        measure_case(damaged, reference, SimpleITKIO, PLAIN, ALL)
+@pytest.mark.parametrize("reader", [SimpleITKIO, NibabelIO])
+@pytest.mark.parametrize("ending", [".nii", ".nii.gz"])
+@pytest.mark.parametrize("share", [0, 0.1, 0.5, 0.95])
+def test_a_file_that_breaks_off_is_named(share: float, ending: str, reader: type[Any], tmp_path: Path):
+    noise = np.random.default_rng(0).integers(0, 3, (20, 20, 20), dtype=np.uint8)
+    whole = write_segmentation(tmp_path / f"reference{ending}", noise)
+    broken = tmp_path / f"prediction{ending}"
+    broken.write_bytes(whole.read_bytes()[: int(share * whole.stat().st_size)])
+    with pytest.raises(CaseProblem, match=rf"its prediction cannot be read \(\w+\): .*prediction{ending}"):
+        measure_case(broken, whole, reader, PLAIN, ALL)
+
+
+def test_other_formats_that_break_off_are_named(tmp_path: Path):
+    noise = np.random.default_rng(0).integers(0, 2, (20, 20, 20), dtype=np.uint8)
+    files = {SimpleITKIO: ["a.nrrd", "a.mha"], Tiff3DIO: ["a.tif"], NaturalImage2DIO: ["a.png"]}
+    write_segmentation(tmp_path / "a.nrrd", noise)
+    write_segmentation(tmp_path / "a.mha", noise)
+    tifffile.imwrite(tmp_path / "a.tif", noise)
+    imsave(tmp_path / "a.png", noise[0], check_contrast=False)
+    for reader, names in files.items():
+        for name in names:
+            broken = tmp_path / f"broken_{name}"
+            whole = (tmp_path / name).read_bytes()
+            broken.write_bytes(whole[: len(whole) // 2])
+            with pytest.raises(CaseProblem, match="its prediction cannot be read"):
+                measure_case(broken, tmp_path / name, reader, PLAIN, ALL)
 
 
 @pytest.mark.parametrize("reader", [SimpleITKIO, NibabelIO, NibabelIOWithReorient])
