@@ -22,10 +22,7 @@ from nnunet_godc.losses.statistics import SoftStatistics
 
 
 def fused(compound: nn.Module) -> nn.Module:
-    """The compound with the same terms and weights, computed in one pass.
-
-    A compound of any other class than the two that nnU-Net builds is returned as it is.
-    """
+    """The compound with the same terms and weights, computed in one pass; itself where that is not known how to do."""
     if type(compound) is DC_and_CE_loss:
         options = {"ignore_label": compound.ignore_label}
         made = FusedDiceAndCrossEntropy
@@ -35,16 +32,16 @@ def fused(compound: nn.Module) -> nn.Module:
     else:
         return compound
     weights = {"weight_ce": compound.weight_ce, "weight_dice": compound.weight_dice}
-    result: nn.Module = made({}, {}, **weights, **options, dice_class=lambda **_: compound.dc)
+    result = made({}, {}, **weights, **options, dice_class=lambda **_: compound.dc)
     result.ce = compound.ce
-    return result
+    return result if result.knows_terms() else compound
 
 
 class FusedDiceAndCrossEntropy(DC_and_CE_loss):
     """Dice and cross-entropy of labels; (B, C, ...) and (B, 1, ...) -> scalar."""
 
     def forward(self, net_output: Tensor, target: Tensor) -> Tensor:
-        if not (self._knows_terms() and _fits(net_output, target, channels=1) and net_output.shape[1] > 1):
+        if not (self.knows_terms() and _fits(net_output, target, channels=1) and net_output.shape[1] > 1):
             return cast(Tensor, super().forward(net_output, target))
         statistics, cross_entropy, voxels = soft_statistics_and_cross_entropy(
             net_output, target, ignore_label=self.ignore_label
@@ -57,7 +54,8 @@ class FusedDiceAndCrossEntropy(DC_and_CE_loss):
             loss = loss + self.weight_dice * _dice(self.dc, statistics, net_output)
         return loss
 
-    def _knows_terms(self) -> bool:
+    def knows_terms(self) -> bool:
+        """Whether the terms are GODC and plain cross-entropy."""
         ce = self.ce
         return (
             _knows_dice(self.dc, softmax_helper_dim1)
@@ -74,7 +72,7 @@ class FusedDiceAndBinaryCrossEntropy(DC_and_BCE_loss):
 
     def forward(self, net_output: Tensor, target: Tensor) -> Tensor:
         channels = net_output.shape[1] + int(self.use_ignore_label)
-        if not (self._knows_terms() and _fits(net_output, target, channels)):
+        if not (self.knows_terms() and _fits(net_output, target, channels)):
             return cast(Tensor, super().forward(net_output, target))
         statistics, cross_entropy, voxels = soft_statistics_and_cross_entropy(net_output, target, regions=True)
         # As nnU-Net has it, cross-entropy is the mean over all logits, or with an ignore label the sum over regions of
@@ -83,7 +81,8 @@ class FusedDiceAndBinaryCrossEntropy(DC_and_BCE_loss):
         loss = self.weight_ce * cross_entropy.sum() / count
         return cast(Tensor, loss + self.weight_dice * _dice(self.dc, statistics, net_output))
 
-    def _knows_terms(self) -> bool:
+    def knows_terms(self) -> bool:
+        """Whether the terms are GODC and plain cross-entropy."""
         ce = self.ce
         return (
             _knows_dice(self.dc, torch.sigmoid)

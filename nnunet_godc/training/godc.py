@@ -12,6 +12,7 @@ from torch._dynamo import OptimizedModule
 
 from nnunet_godc.errors import UserError
 from nnunet_godc.losses import GODCConfig, GODCLoss
+from nnunet_godc.losses.compounds import fused
 from nnunet_godc.replacing import replacing
 from nnunet_godc.training.checkpoint import CheckedCheckpointMixin
 
@@ -23,9 +24,13 @@ class GODCMixin(CheckedCheckpointMixin):
 
     Attributes:
         godc: the options; a subclass sets its own.
+        godc_fused: whether GODC and cross-entropy are computed in one pass over the network's output, which takes less
+            time and memory. Values and gradients are the same up to rounding; exponent 0, which promises Dice to the
+            last bit, never is.
     """
 
     godc: ClassVar[GODCConfig] = GODCConfig()
+    godc_fused: ClassVar[bool] = True
 
     def _build_loss(self) -> nn.Module:
         loss: nn.Module = super()._build_loss()
@@ -47,14 +52,31 @@ class GODCMixin(CheckedCheckpointMixin):
             config=self.godc,
             classes=self.label_manager.num_segmentation_heads,
         ).to(self.device)
-        compound.dc = torch.compile(term) if compiled else term
-        self._log_loss(stock.batch_dice)
+        compound.dc = term
+        in_one_pass = fused(compound) if self.godc_fused else compound
+        is_fused = in_one_pass is not compound
+        if isinstance(loss, DeepSupervisionWrapper):
+            loss.loss = in_one_pass
+            # torch.compile cannot branch on NumPy's numbers
+            loss.weight_factors = tuple(float(weight) for weight in loss.weight_factors)
+        else:
+            loss = in_one_pass
+        if compiled and is_fused:
+            # dozens of operations on a few numbers remain, whose launches would take longer than the pass itself
+            loss.compile()
+        elif compiled:
+            compound.dc = torch.compile(term)
+        self._log_loss(stock.batch_dice, is_fused)
         return loss
 
-    def _log_loss(self, batch_dice: bool) -> None:
+    def _log_loss(self, batch_dice: bool, is_fused: bool) -> None:
         if self.local_rank != 0:
             return
         lines = [f"Loss: GODC in the place of the Dice term, {self.godc}."]
+        if is_fused:
+            lines.append("Loss: GODC and cross-entropy are computed in one pass over the network's output.")
+        else:
+            lines.append("Loss: GODC and cross-entropy are computed one after the other.")
         if batch_dice:
             lines.append(
                 "The plans say batch_dice: true, which would pool the batch into one union per class. GODC weighs "
@@ -106,8 +128,8 @@ class GODCOnlyMixin(GODCMixin):
         _compound(loss).weight_ce = 0
         return loss
 
-    def _log_loss(self, batch_dice: bool) -> None:
-        super()._log_loss(batch_dice)
+    def _log_loss(self, batch_dice: bool, is_fused: bool) -> None:
+        super()._log_loss(batch_dice, is_fused)
         if self.local_rank == 0:
             self.print_to_log_file("Loss: cross-entropy has weight 0.")
 

@@ -128,15 +128,16 @@ def random_batch() -> Callable[[nnUNetTrainer], dict[str, Any]]:
         generator = torch.Generator().manual_seed(0)
         samples = trainer.batch_size
         patch = trainer.configuration_manager.patch_size
-        heads = trainer.label_manager.num_segmentation_heads
+        # the ignore label comes after the others; for regions it is a channel after theirs
+        channels = trainer.label_manager.num_segmentation_heads + trainer.label_manager.has_ignore_label
         data = torch.randn(samples, trainer.num_input_channels, *patch, generator=generator)
         targets = []
         for scale in trainer._get_deep_supervision_scales():
             size = [round(extent * factor) for extent, factor in zip(patch, scale, strict=True)]
             if trainer.label_manager.has_regions:
-                targets.append(torch.rand(samples, heads, *size, generator=generator) > 0.7)
+                targets.append(torch.rand(samples, channels, *size, generator=generator) > 0.7)
             else:
-                targets.append(torch.randint(heads, (samples, 1, *size), generator=generator).float())
+                targets.append(torch.randint(channels, (samples, 1, *size), generator=generator).float())
         return {"data": data, "target": targets}
 
     return make

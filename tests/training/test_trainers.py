@@ -26,6 +26,7 @@ from nnunet_godc.errors import UserError
 from nnunet_godc.losses import GODCConfig, GODCLoss
 from nnunet_godc.training import GODCMixin, LFAMMixin, PaperRecipeMixin, ScheduleMixin, with_epochs
 
+LABELS = {"background": 0, "liver": 1, "tumour": 2}
 REGIONS = {"background": 0, "liver": [1, 2], "tumour": 2}
 BASE_TRAINERS = [name for name in trainers.__all__ if not name.endswith("epochs")]
 
@@ -145,7 +146,7 @@ def test_the_loss_is_nnunets_with_another_dice_term(make_trainer: MakeTrainer) -
     ours.initialize()
     assert type(ours.loss) is type(stock.loss)
     assert ours.loss.weight_factors == stock.loss.weight_factors
-    assert type(compound_of(ours)) is type(compound_of(stock))
+    assert isinstance(compound_of(ours), type(compound_of(stock)))
     assert compound_of(ours).weight_ce == 1
     assert ours.loss.loss.dc.smooth == stock.loss.loss.dc.smooth
 
@@ -171,23 +172,83 @@ def test_godc_alone_leaves_cross_entropy_out(make_trainer: MakeTrainer) -> None:
     trainer.initialize()
     logits = torch.randn(2, 3, 8, 16, 16)
     target = torch.randint(3, (2, 1, 8, 16, 16)).float()
-    assert compound_of(trainer)(logits, target) == compound_of(trainer).dc(logits, target)
+    torch.testing.assert_close(compound_of(trainer)(logits, target), compound_of(trainer).dc(logits, target))
     assert "cross-entropy has weight 0" in log_of(trainer)
 
 
-def test_the_dice_term_is_compiled_where_nnunet_compiles_it(
-    make_trainer: MakeTrainer, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("fused", [True, False])
+def test_the_loss_is_compiled_where_nnunet_compiles_its_dice_term(
+    make_trainer: MakeTrainer, monkeypatch: pytest.MonkeyPatch, fused: bool
 ) -> None:
     monkeypatch.setattr(nnUNetTrainer, "_do_i_compile", lambda self: True)
+    monkeypatch.setattr(Everything, "godc_fused", fused)
     trainer = make_trainer(Everything)
     trainer.initialize()
-    assert isinstance(compound_of(trainer).dc, OptimizedModule)
-    assert isinstance(compound_of(trainer).dc._orig_mod, GODCLoss)
+    dice = compound_of(trainer).dc
+    if fused:
+        assert trainer.loss._compiled_call_impl is not None
+    else:
+        assert trainer.loss._compiled_call_impl is None
+        assert isinstance(dice, OptimizedModule)
+        dice = dice._orig_mod
+    assert isinstance(dice, GODCLoss)
     assert isinstance(trainer.network._orig_mod.decoder, AlignedUNetDecoder)
     trainer.on_validation_epoch_start()
-    assert not compound_of(trainer).dc._orig_mod.training
+    assert not dice.training
     trainer.set_deep_supervision_enabled(False)
     assert trainer.network._orig_mod.decoder.deep_supervision is False
+
+
+class OneAfterTheOther(Running):
+    godc_fused = False
+
+
+@pytest.mark.parametrize("labels", [LABELS, {**REGIONS, "ignore": 3}])
+def test_one_pass_trains_as_one_term_after_the_other(
+    make_trainer: MakeTrainer, random_batch: Callable[..., Any], labels: dict[str, Any]
+) -> None:
+    steps = []
+    for trainer_class in (Running, OneAfterTheOther):
+        trainer = make_trainer(trainer_class, labels=labels)
+        torch.manual_seed(0)
+        trainer.initialize()
+        trainer.on_train_epoch_start()
+        batch = random_batch(trainer)
+        losses = [float(trainer.train_step(batch)["loss"]) for _ in range(3)]
+        trainer.on_validation_epoch_start()
+        with torch.no_grad():
+            losses.append(float(trainer.validation_step(batch)["loss"]))
+        steps.append((losses, compound_of(trainer).dc.state_dict()))
+    torch.testing.assert_close(steps[0], steps[1], rtol=1e-4, atol=1e-4)
+
+
+def test_the_running_mean_goes_from_one_way_of_computing_to_the_other(
+    make_trainer: MakeTrainer, random_batch: Callable[..., Any], tmp_path: Path
+) -> None:
+    for first, second in ((Running, OneAfterTheOther), (OneAfterTheOther, Running)):
+        trainer = make_trainer(first)
+        trainer.initialize()
+        trainer.train_step(random_batch(trainer))
+        trainer.logger.log("train_losses", 1.0, 0)
+        trainer.save_checkpoint(str(tmp_path / "checkpoint.pth"))
+        again = make_trainer(second)
+        again.initialize()
+        again.load_own_state(torch.load(tmp_path / "checkpoint.pth", weights_only=False))
+        torch.testing.assert_close(compound_of(again).dc.state_dict(), compound_of(trainer).dc.state_dict())
+
+
+def test_the_log_says_how_the_loss_is_computed(make_trainer: MakeTrainer) -> None:
+    class Dice(GODCMixin, nnUNetTrainer):
+        godc = GODCConfig(exponent=0)
+
+    for trainer_class, words in (
+        (Running, "in one pass"),
+        (OneAfterTheOther, "one after the other"),
+        (Dice, "one after"),
+    ):
+        trainer = make_trainer(trainer_class)
+        trainer.initialize()
+        assert log_of(trainer).count(f"GODC and cross-entropy are computed {words}") == 1
 
 
 def test_a_loss_without_a_dice_term_is_refused(make_trainer: MakeTrainer) -> None:
