@@ -26,6 +26,7 @@ from nnunet_godc.study.folder import State, job_folder, read_state, write_jobs, 
 from nnunet_godc.study.jobs import Job, Resources, Resume
 from nnunet_godc.study.slurm import SlurmExecutor
 from nnunet_godc.study.status import job_statuses
+from nnunet_godc.study.study_file import find_study_file
 
 HIPPOCAMPUS = Path(__file__).resolve().parents[3] / "shared" / "data" / "hippocampus"
 CASES = 10
@@ -455,15 +456,20 @@ def write_dataset(folder: Path) -> None:
 
 
 def run_smoke(folder: Path, raw: Path, executor: str) -> Path:
-    """Runs the shipped study in folders of its own; returns the study's."""
+    """Runs the shipped study in folders of its own, two jobs at once; returns the study's."""
+    shipped = find_study_file("smoke").read_text()
+    assert "  cpus: 2\n" in shipped
+    folder.mkdir()
+    (folder / "smoke.yaml").write_text(shipped.replace("  cpus: 2\n", "  cpus: 1\n  slots: 2\n"))
     folders = {"nnUNet_raw": raw}
     for name in ("nnUNet_preprocessed", "nnUNet_results"):
         folders[name] = folder / name
-        folders[name].mkdir(parents=True)
+        folders[name].mkdir()
     study = folder / "study"
     subprocess.run(
-        [find_command("nnunet-godc"), "study", "run", "smoke", "--executor", executor, "--out", str(study)],
+        [find_command("nnunet-godc"), "study", "run", "smoke.yaml", "--executor", executor, "--out", str(study)],
         check=True,
+        cwd=folder,
         env={**os.environ, **{name: str(path) for name, path in folders.items()}},
     )
     return study
