@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from nnunet_godc.errors import UserError
 from nnunet_godc.evaluation.bootstrap import Floats
-from nnunet_godc.evaluation.metrics import STATES
+from nnunet_godc.evaluation.metrics import STATES, better
 
 MISSING = "not measured"
 ALL_STATES = (*STATES, MISSING)
@@ -50,6 +50,8 @@ class CaseTable:
         patients: P names; their cases stand in this order.
         first_case: index of each patient's first case, (P,).
         values: (M, C, K); several runs of a method are averaged case by case. NaN where it is not defined in every run.
+        compared: as `values`, but of metrics that are best at zero the distance from it, taken before runs are averaged:
+            an average over seeds would come nearer to zero than any of them.
         states: index into `ALL_STATES`, (M, C, K), uint8; that of the runs which comes last there. What no method was
             measured at is not missing from any.
         runs: per method, mean over cases of each of its trainings that a seed tells apart, (runs, K).
@@ -62,6 +64,7 @@ class CaseTable:
     patients: tuple[str, ...]
     first_case: NDArray[np.intp]
     values: Floats
+    compared: Floats
     states: NDArray[np.uint8]
     runs: tuple[Floats, ...]
 
@@ -151,6 +154,9 @@ def _case_table(rows: pd.DataFrame, cross_validated: bool, variant_of: Callable[
     runs_of: dict[Method, list[int]] = {}
     for index, (configuration, plans, trainer) in enumerate(run_names):
         runs_of.setdefault(Method(configuration, plans, variant_of(trainer)), []).append(index)
+    best_at_zero = [index for index, (_, metric, _) in enumerate(question_names) if better(metric) == "zero"]
+    compared = values.copy()
+    compared[:, :, best_at_zero] = np.abs(compared[:, :, best_at_zero])
     patients = [name[0] for name in unit_names]
     first_case = [index for index, name in enumerate(patients) if index == 0 or name != patients[index - 1]]
     return CaseTable(
@@ -161,6 +167,7 @@ def _case_table(rows: pd.DataFrame, cross_validated: bool, variant_of: Callable[
         patients=tuple(patients[index] for index in first_case),
         first_case=np.array(first_case, dtype=np.intp),
         values=np.stack([values[runs].mean(axis=0) for runs in runs_of.values()]),
+        compared=np.stack([compared[runs].mean(axis=0) for runs in runs_of.values()]),
         states=np.stack([states[runs].max(axis=0) for runs in runs_of.values()]),
         runs=tuple(_means(values[runs]) for runs in runs_of.values()),
     )

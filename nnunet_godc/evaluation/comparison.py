@@ -105,9 +105,7 @@ def _pairs(table: CaseTable, baseline: str | None) -> list[tuple[int, int]]:
 def _compare(
     table: CaseTable, pairs: Sequence[tuple[int, int]], chosen: Sequence[int], resamples: int, seed: int
 ) -> list[Comparison]:
-    values = table.values[:, :, chosen]
-    to_zero = [index for index, k in enumerate(chosen) if better(table.questions[k].metric) == "zero"]
-    values[:, :, to_zero] = np.abs(values[:, :, to_zero])
+    values = table.compared[:, :, chosen]
     method, against = (list(side) for side in zip(*pairs, strict=True))
     defined = np.isfinite(values)
     # (C, questions * pairs), the pairs of one question side by side

@@ -73,6 +73,13 @@ def test_where_zero_is_best_the_distance_from_it_counts():
     assert (comparison.wins, comparison.losses) == (1, 1)
 
 
+def test_seeds_that_err_to_either_side_are_not_taken_for_exact():
+    seeds = {"A": [0.1, 0.1], "B_seed1": [-0.3, 0.3], "B_seed2": [0.3, -0.3]}
+    [comparison] = compare(measured(seeds, metric=RELATIVE_VOLUME_ERROR))
+    assert comparison.difference == pytest.approx(0.2)
+    assert comparison.losses == 2
+
+
 def test_all_pairs_are_compared_unless_a_baseline_is_named(random):
     frame = measured({name: random.random(5) for name in "ABCD"})
     assert len(compare(frame)) == 6
