@@ -123,15 +123,20 @@ def study_lock(folder: Path) -> Iterator[None]:
         write_json(runner, {"pid": os.getpid(), "host": socket.gethostname(), "since": since})
         yield
     finally:
+        runner.unlink(missing_ok=True)
         lock.release()
 
 
 def _runner(folder: Path) -> dict[str, str]:
-    """Who holds the study's lock. Between its taking and the writing of its name lies a moment."""
+    """Who holds the study's lock.
+
+    Raises:
+        UserError: it is just being taken or released.
+    """
     try:
         who: dict[str, str] = json.loads((folder / "runner.json").read_text())
     except FileNotFoundError:
-        return {"pid": "?", "host": "?", "since": "just now"}
+        raise UserError(f"a run of {folder} is just beginning or ending; try again.") from None
     return who
 
 
