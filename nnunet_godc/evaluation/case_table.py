@@ -50,8 +50,8 @@ class CaseTable:
         patients: P names; their cases stand in this order.
         first_case: index of each patient's first case, (P,).
         values: (M, C, K); several runs of a method are averaged case by case. NaN where it is not defined in every run.
-        compared: as `values`, but of metrics that are best at zero the distance from it, taken before runs are averaged:
-            an average over seeds would come nearer to zero than any of them.
+        compared: as `values`, but of metrics that are best at zero the distance from it, taken before averaging:
+            an average over seeds comes nearer to zero than each of them.
         states: index into `ALL_STATES`, (M, C, K), uint8; that of the runs which comes last there. What no method was
             measured at is not missing from any.
         runs: per method, mean over cases of each of its trainings that a seed tells apart, (runs, K).
