@@ -123,11 +123,15 @@ def write_report(
     measurements: list[dict[str, Any]],
     arguments: argparse.Namespace,
     notes: list[str],
+    suffix: str | None = None,
 ) -> None:
-    """Writes the measurements to NAME-DEVICE.json, and the introduction and the table's lines to NAME-DEVICE.md."""
+    """Writes the measurements to NAME-DEVICE.json, and the introduction and the table's lines to NAME-DEVICE.md.
+
+    With a suffix, to NAME-SUFFIX: for what is counted and belongs to no device.
+    """
     device = torch.device(arguments.device)
     environment = {**_environment(device), "load before": arguments.load}
-    stem = f"{name}-{device.type}"
+    stem = f"{name}-{suffix or device.type}"
     arguments.out.mkdir(parents=True, exist_ok=True)
     content = {"environment": environment, "notes": notes, "measurements": measurements}
     (arguments.out / f"{stem}.json").write_text(json.dumps(content, indent=2) + "\n")

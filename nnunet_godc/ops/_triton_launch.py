@@ -226,11 +226,13 @@ class Call:
         return Launch(kernel, grid, {**shared, **arguments}, constants, blocks.warps)
 
     def _gathering_blocks(self) -> Blocks:
-        """For the kernels whose sums are long: all channels of a row at once, 16 bytes per thread and load."""
-        warps = 8 if self.block_outputs >= 128 else 4
+        """For the kernels whose sums are long: 128 bytes of a row at once, 16 per thread."""
+        item = self.table.element_size()
+        warps = 8 if self.block_outputs * item >= 256 else 4
+        channels = min(128 // item, self.block_channels)
         # one load of 16 bytes per thread at least
-        smallest = 256 * warps // self.block_channels
-        return Blocks(self._tile(64, smallest), self.block_channels, self.block_outputs, warps)
+        smallest = 16 // item * WARP * warps // channels
+        return Blocks(self._tile(64, smallest), channels, self.block_outputs, warps)
 
     def _scattering_blocks(self) -> Blocks:
         """For the kernel that adds to memory: 4 channels per thread, which is the widest atomic operation.
@@ -239,7 +241,7 @@ class Call:
         """
         channels = min(32, self.block_channels)
         tile = self._tile(32, 16)
-        return Blocks(tile, channels, min(128, self.block_outputs), math.prod(tile) * channels // (4 * WARP))
+        return Blocks(tile, channels, min(64, self.block_outputs), math.prod(tile) * channels // (4 * WARP))
 
     def _programs(self) -> int:
         return PROGRAMS_PER_PROCESSOR * _processors(self.table.device)
