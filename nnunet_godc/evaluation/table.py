@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from nnunet_godc.errors import UserError
 from nnunet_godc.evaluation import metrics
@@ -23,6 +25,7 @@ LESION_COLUMNS = (
 )
 
 Measured = Sequence[tuple[Case, CaseMeasures]]
+Codes = NDArray[np.int32]
 
 
 def measurement_table(
@@ -157,11 +160,14 @@ def _add_label(rows: _Rows, model: _Model, label: str, cases: Measured, nsd: str
         rows.add(model, label, metrics.FALSE_POSITIVE_LESIONS, at, false_positives, np.zeros(len(at)))  # "defined"
 
 
+@dataclass(frozen=True)
 class _Model:
-    """The codes of a trainer's columns: one for all rows, or one for each of its cases."""
+    """A trainer's columns as codes: the first ones the same for all its rows, the others one for each of its cases."""
 
-    def __init__(self, fixed: Mapping[str, int], cases: Any, patients: Any, folds: Any) -> None:
-        self.fixed, self.cases, self.patients, self.folds = fixed, cases, patients, folds
+    fixed: Mapping[str, int]
+    cases: Codes
+    patients: Codes
+    folds: Codes
 
 
 class _Rows:
