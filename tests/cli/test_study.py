@@ -1,0 +1,88 @@
+"""`nnunet-godc study`, as it is typed."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from nnunet_godc.cli import main
+
+SMALL = "datasets: [901]\ntrainers: [nnUNetTrainer]\nfolds: [0]\n"
+
+
+@pytest.fixture
+def study_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A study file in the current folder, beside nnU-Net's folders with one raw dataset."""
+    for name in ("raw", "preprocessed", "results"):
+        (tmp_path / name).mkdir()
+        monkeypatch.setenv(f"nnUNet_{name}", str(tmp_path / name))
+    (tmp_path / "raw" / "Dataset901_Tiny").mkdir()
+    monkeypatch.chdir(tmp_path)
+    path = Path("mine.yaml")
+    path.write_text(SMALL)
+    return path
+
+
+def test_a_dry_run_shows_the_commands_and_leaves_nothing(study_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["study", "run", str(study_file), "--dry-run"]) == 0
+    shown = capsys.readouterr().out
+    assert (
+        "train.Dataset901_Tiny.nnUNetTrainer.nnUNetPlans.3d_fullres.fold0\n    nnUNetv2_train Dataset901_Tiny" in shown
+    )
+    assert not Path("mine").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "problem"),
+    [
+        ("{metric: all}", "line 4, column 12: 'metric' is unknown; did you mean 'metrics'?"),
+        ("{metrics: [dise]}", "line 4, column 21: argument --metrics: invalid choice: 'dise'"),
+        ("{nsd_tolerance: wide}", "line 4, column 27: argument --nsd-tolerance: invalid float value: 'wide'"),
+        ("{out: here}", "line 4, column 12: 'out' is unknown"),
+    ],
+)
+def test_options_of_the_evaluation_are_checked_before_anything_is_trained(
+    study_file: Path, capsys: pytest.CaptureFixture[str], options: str, problem: str
+) -> None:
+    study_file.write_text(f"{SMALL}evaluate: {options}\n")
+    assert main(["study", "run", str(study_file)]) == 1
+    assert f"mine.yaml, {problem}" in capsys.readouterr().err
+    assert not Path("mine").exists()
+
+
+def test_options_of_the_evaluation_that_are_right_are_passed_on(
+    study_file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    study_file.write_text(SMALL + "evaluate: {metrics: [overlap], lesion_bins: [0.5, 3], chill: true}\n")
+    assert main(["study", "run", str(study_file), "--dry-run"]) == 0
+    assert "--metrics overlap --lesion-bins 0.5 3 --chill\n" in capsys.readouterr().out
+
+
+def test_the_executor_of_the_command_line_goes_before_that_of_the_file(
+    study_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+
+    class Executor:
+        def run(self, *of: object) -> None: ...
+        def refresh(self, *of: object) -> None: ...
+
+    def make_executor(name: str, **options: object) -> Executor:
+        asked.append(name)
+        return Executor()
+
+    monkeypatch.setattr("nnunet_godc.study.run.make_executor", make_executor)
+    main(["study", "run", str(study_file), "--executor", "slurm"])
+    assert asked == ["slurm"]
+    written = json.loads(Path("mine/study.json").read_text())
+    assert written["definition"]["resources"]["executor"] == "slurm"
+
+
+def test_without_nnunets_folders_there_is_no_study(
+    study_file: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delenv("nnUNet_raw")
+    assert main(["study", "run", str(study_file)]) == 1
+    assert "nnUNet_raw not set" in capsys.readouterr().err
