@@ -177,7 +177,8 @@ def _read(path: Path, what: str, reader: type[Any], known: frozenset[int]) -> tu
             image, properties = reader().read_seg(str(path))
             if "sitk_stuff" in properties and path.name.endswith((".nii", ".nii.gz")):
                 # Where a NIfTI file breaks off, ITK puts zeros and goes on; nibabel raises an error.
-                nibabel.load(path).dataobj.get_unscaled()
+                same: Any = nibabel.load(path)
+                same.dataobj.get_unscaled()
     except MemoryError:
         raise
     except Exception as error:  # whatever the libraries behind nnU-Net's readers raise for a damaged file
