@@ -4,11 +4,13 @@ import itertools
 import math
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
 from torch.nn.functional import conv2d, conv3d
+from torch.utils.checkpoint import checkpoint
 from torchvision.ops import deform_conv2d
 
 from nnunet_godc.ops import available_backends, deform_conv
@@ -269,6 +271,67 @@ def test_compiles_as_one_graph_with_the_same_result(backend: str) -> None:
     assert_same(compiled(*inputs), function(*inputs), inputs, tolerance=1e-4)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert compiled(*inputs).dtype == torch.bfloat16
+
+
+def in_single_precision(*tensors: Tensor) -> list[Tensor]:
+    return [tensor.detach().float().requires_grad_() for tensor in tensors]
+
+
+def test_activation_checkpointing_changes_no_gradient() -> None:
+    inputs = in_single_precision(random(2, 3, 4, 4, 4), random(2, 81, 4, 4, 4), random(3, 3, 3, 3, 3))
+
+    def function(*tensors: Tensor) -> Tensor:
+        return deform_conv(*tensors, padding=1).square()
+
+    plain = torch.autograd.grad(function(*inputs).sum(), inputs)
+    kept = torch.autograd.grad(checkpoint(function, *inputs, use_reentrant=False).sum(), inputs)
+    assert all(one.equal(other) for one, other in zip(plain, kept, strict=True))
+
+
+def test_deterministic_algorithms_give_identical_gradients() -> None:
+    inputs = in_single_precision(random(2, 32, 6, 6, 6), random(2, 81, 6, 6, 6), random(8, 32, 3, 3, 3))
+    torch.use_deterministic_algorithms(True)
+    try:
+        runs = [torch.autograd.grad(deform_conv(*inputs, padding=1).square().sum(), inputs) for _ in range(3)]
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert all(one.equal(other) for run in runs[1:] for one, other in zip(runs[0], run, strict=True))
+
+
+class DeformableLayer(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.offset = torch.nn.Conv2d(2, 18, 3, padding=1)
+        self.weight = torch.nn.Parameter(torch.randn(2, 2, 3, 3))
+
+    def forward(self, input: Tensor) -> Tensor:
+        return deform_conv(input, self.offset(input), self.weight, padding=1)
+
+
+def test_a_scaled_step_under_autocast_moves_the_parameters() -> None:
+    layer, scaler = DeformableLayer(), torch.amp.GradScaler("cpu", init_scale=1024.0)
+    before = [parameter.detach().clone() for parameter in layer.parameters()]
+    optimizer = torch.optim.SGD(layer.parameters(), lr=0.1)
+    with torch.autocast("cpu", dtype=torch.float16):
+        loss = layer(torch.randn(1, 2, 5, 5)).float().square().mean()
+    scaler.scale(loss).backward()
+    scaler.step(optimizer)
+    for parameter, old in zip(layer.parameters(), before, strict=True):
+        assert parameter.isfinite().all()
+        assert not parameter.equal(old)
+
+
+def test_distributed_training_has_the_gradients_of_one_process(tmp_path: Path) -> None:
+    layer, input = DeformableLayer(), torch.randn(2, 2, 5, 5)
+    expected = torch.autograd.grad(layer(input).square().sum(), list(layer.parameters()))
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/ranks", rank=0, world_size=1)
+    try:
+        torch.nn.parallel.DistributedDataParallel(layer)(input).square().sum().backward()
+    finally:
+        torch.distributed.destroy_process_group()
+    for parameter, gradient in zip(layer.parameters(), expected, strict=True):
+        torch.testing.assert_close(parameter.grad, gradient)
 
 
 def test_non_contiguous_tensors_are_read_right() -> None:
