@@ -105,10 +105,10 @@ def backward(
             samples = call.samples(columns, last - first)
             for inputs, outputs, _ in call.weight_groups():
                 grad_weight[outputs] += grad_rows[outputs] @ samples[:, :, inputs].flatten(1)
-    grad_input = call.without_padding(torch.from_numpy(grad_table).view(batch, -1, call.channels)).transpose(1, 2)
+    grad_input = call.without_padding(torch.from_numpy(grad_table).view(batch, -1, call.channels))  # (B, P, in)
     taps_last = grad_weight.view(weight.shape[0], call.geometry.taps, -1).transpose(1, 2).contiguous()
     return (
-        grad_input.reshape(input.shape).to(input.dtype),
+        grad_input.transpose(1, 2).contiguous().view(input.shape).to(input.dtype),
         torch.from_numpy(grad_offset).view(offset.shape).to(offset.dtype),
         taps_last.view(weight.shape).to(weight.dtype),
         grad_output.new_empty(0) if mask is None else torch.from_numpy(grad_mask).view(mask.shape).to(mask.dtype),

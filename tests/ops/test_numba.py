@@ -68,6 +68,7 @@ def assert_alike(arguments, tolerance=1e-5):
     for ours, reference in both_ways(arguments):
         assert ours.shape == reference.shape
         assert ours.dtype == reference.dtype
+        assert ours.is_contiguous()  # as torch.compile is told, and builds its code on
         scale = reference.float().abs().max().item() if reference.numel() else 1.0
         torch.testing.assert_close(ours, reference, rtol=tolerance, atol=tolerance * max(scale, 1e-6))
 
