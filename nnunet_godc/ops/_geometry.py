@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -123,6 +124,13 @@ class Geometry:
                 for i, sign in enumerate(signs)
             ],
         )
+
+
+def channel_groups(inputs: int, outputs: int, groups: int) -> Iterator[tuple[slice, slice]]:
+    """Input channels and output channels of each group of a convolution, of `inputs` and `outputs` in all."""
+    step_in, step_out = inputs // groups, outputs // groups
+    for group in range(groups):
+        yield slice(group * step_in, (group + 1) * step_in), slice(group * step_out, (group + 1) * step_out)
 
 
 def output_size(

@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from nnunet_godc import compiled_loops
-from nnunet_godc.ops._geometry import Geometry
+from nnunet_godc.ops._geometry import Geometry, channel_groups
 
 CHUNK_BYTES = 4 * 2**20  # of columns: they stay in the cache between being gathered and being multiplied
 CHANNELS_PER_THREAD = 16  # of the scatter: a cache line, so that threads share none
@@ -200,10 +200,9 @@ class _Call:
 
     def weight_groups(self) -> Iterator[tuple[slice, slice, Tensor]]:
         """Input channels, output channels and kernel (out, taps * in) of each group of the convolution."""
-        channels_in, channels_out = self.weight.shape[1] // self.geometry.taps, len(self.weight) // self.groups
-        for group in range(self.groups):
-            outputs = slice(group * channels_out, (group + 1) * channels_out)
-            yield slice(group * channels_in, (group + 1) * channels_in), outputs, self.weight[outputs]
+        channels_in = self.weight.shape[1] // self.geometry.taps * self.groups
+        for inputs, outputs in channel_groups(channels_in, len(self.weight), self.groups):
+            yield inputs, outputs, self.weight[outputs]
 
     def by_voxels(
         self, loop: Callable[..., None], sample: int, first: int, last: int, table: Array, arrays: tuple[Array, ...]

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import embedding_bag
 
-from nnunet_godc.ops._geometry import Geometry, Neighbours
+from nnunet_godc.ops._geometry import Geometry, Neighbours, channel_groups
 
 # A tile's temporary memory: this share of input + offset + output, and for small maps this many bytes. More makes
 # fewer, larger operations.
@@ -147,11 +147,8 @@ class _Call:
 
     def weight_groups(self) -> Iterator[tuple[slice, slice, Tensor]]:
         """Input channels, output channels and kernel (taps * in, out) of each group of the convolution."""
-        channels_out, _, channels_in = self.weight.shape
-        groups = self.table.shape[1] // channels_in
-        for group in range(groups):
-            inputs = slice(group * channels_in, (group + 1) * channels_in)
-            outputs = slice(group * channels_out // groups, (group + 1) * channels_out // groups)
+        groups = self.table.shape[1] // self.weight.shape[2]
+        for inputs, outputs in channel_groups(self.table.shape[1], len(self.weight), groups):
             yield inputs, outputs, self.weight[outputs].flatten(1).t()
 
 
