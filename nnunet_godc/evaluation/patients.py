@@ -31,8 +31,13 @@ def read_patients(results: Sequence[Results], table: Path | None) -> tuple[Patie
     for dataset in {result.dataset: None for result in results}:
         record = Path(os.environ.get("nnUNet_raw") or "", dataset)
         if os.environ.get("nnUNet_raw") and (record / RECORD).exists():
-            cases = read_record(record)["cases"]
-            patients.update({(dataset, case): entry["patient"] or case for case, entry in cases.items()})
+            try:
+                cases = read_record(record)["cases"]
+                patients.update({(dataset, case): entry["patient"] or case for case, entry in cases.items()})
+            except (UserError, KeyError, TypeError) as error:
+                raise UserError(
+                    f"{record / RECORD} does not tell the patients ({error}); --patients FILE does"
+                ) from None
             found[dataset] = record / RECORD
     if not found:
         return patients, "patients: every case counts as one (--patients FILE says otherwise)"

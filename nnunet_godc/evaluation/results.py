@@ -122,11 +122,13 @@ def trainer_results(folder: Path, references: Path | None = None) -> Results:
     if (folder / "fold_all" / "validation").is_dir():
         found.notes.append(f"{folder}: fold_all is left out, it validates on the cases that it was trained on")
     if folds:
-        validating = _validating_cases(model.dataset)
+        validating: dict[int | None, Sequence[str]] = dict(enumerate(_validating_cases(model.dataset)))
         for fold in folds:
             number = _fold_number(fold)
-            expected = validating[number] if number is not None and number < len(validating) else ()
-            _add(found, fold / "validation", number, model, references, expected)
+            _add(found, fold / "validation", number, model, references, validating.pop(number, ()))
+        if validating:
+            missing = ", ".join(map(str, validating))
+            found.notes.append(f"{folder}: fold {missing} has no validation results; its cases are in no number")
     elif merged := sorted(folder.glob(CROSS_VALIDATION)):
         if len(merged) > 1:
             raise UserError(

@@ -35,6 +35,13 @@ def test_patients_come_from_the_conversion(raw: Path):
     assert "conversion.json" in note
 
 
+def test_a_damaged_record_points_to_the_table(raw: Path):
+    (raw / "D").mkdir()
+    (raw / "D" / "conversion.json").write_text("{")
+    with pytest.raises(UserError, match=r"does not tell the patients .*; --patients FILE does"):
+        read_patients([RESULTS], None)
+
+
 def test_a_table_comes_before_the_conversion(tmp_path: Path):
     table = tmp_path / "patients.csv"
     table.write_text("case;patient\na;p\nb;p\nother;q\n")

@@ -90,7 +90,18 @@ def test_cases_of_the_split_are_expected(folders: Path):
     splits = folders / "preprocessed" / DATASET / "splits_final.json"
     splits.parent.mkdir(parents=True)
     splits.write_text(json.dumps([{"train": [], "val": ["a", "b", "d"]}, {"train": [], "val": ["c"]}]))
-    assert ("d", 0) in cases(trainer_results(folder))
+    results = trainer_results(folder)
+    assert ("d", 0) in cases(results)
+    assert results.notes == ()
+
+
+def test_folds_that_are_not_there_are_told(folders: Path):
+    folder = write_results(folders / "results", "nnUNetTrainer", FOLDS)
+    splits = folders / "preprocessed" / DATASET / "splits_final.json"
+    splits.parent.mkdir(parents=True)
+    splits.write_text(json.dumps([{"train": [], "val": [case]} for case in "acdef"]))
+    [note] = trainer_results(folder).notes
+    assert "fold 2, 3, 4 has no validation results" in note
 
 
 def test_a_summary_of_other_labels_is_told_and_not_used(folders: Path):
