@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -70,7 +71,11 @@ def show_status(folder: Path, *, live: bool) -> None:
         width = console.width if console.is_terminal else 200
         Console(width=width).print(render(folder, statuses))
         return
-    with Live(render(folder, statuses), console=console, auto_refresh=False) as display:
+    # Ctrl-C is how one leaves it
+    with (
+        contextlib.suppress(KeyboardInterrupt),
+        Live(render(folder, statuses), console=console, auto_refresh=False) as display,
+    ):
         while any(entry.state.status in ("running", "queued", "pending") for entry in statuses):
             time.sleep(SECONDS_BETWEEN_LOOKS)
             statuses = job_statuses(folder)
