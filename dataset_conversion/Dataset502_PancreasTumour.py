@@ -22,6 +22,7 @@ from nnunet_godc.conversion.splits import PAPER_TEST_SHARE, draw_test_cases
 from nnunet_godc.errors import UserError
 
 PREFIX = "PANC"
+OTHERS = "others"
 DEFAULT_LABELS = ["1=tumour", "*tumo*r*=tumour"]
 
 
@@ -51,7 +52,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=DEFAULT_LABELS,
         metavar="FROM=LABEL",
         help="a mask's value, or a pattern of a segment's name, and the label it becomes, such as 2=tumour "
-        "'*pancreas*=pancreas'; labels are numbered as they appear; default: " + " ".join(DEFAULT_LABELS),
+        "'*pancreas*=pancreas'; labels are numbered as they appear; background is none; others stands for every value "
+        "that is not named, which is refused else; default: " + " ".join(DEFAULT_LABELS),
     )
     masks.add_argument(
         "--label-grid",
@@ -82,12 +84,15 @@ def collection(arguments: argparse.Namespace) -> Collection:
     numbers: dict[str, int] = {}
     values: dict[int, int] = {}
     segments: list[tuple[str, int]] = []
+    others: int | None = None
     for entry in arguments.label_map:
         source, equals, label = (part.strip() for part in entry.rpartition("="))
         if not (source and equals and label):
             raise UserError(f"--label-map {entry!r} is not of the form FROM=LABEL, such as 2=tumour")
         number = 0 if label == "background" else numbers.setdefault(label, len(numbers) + 1)
-        if re.fullmatch(r"\d+", source):
+        if source == OTHERS:
+            others = number
+        elif re.fullmatch(r"\d+", source):
             if not 0 < int(source) < 256:
                 raise UserError(f"--label-map {entry!r}: a mask's value lies between 1 and 255")
             values[int(source)] = number
@@ -95,6 +100,8 @@ def collection(arguments: argparse.Namespace) -> Collection:
             segments.append((source, number))
     if not numbers:
         raise UserError("--label-map leaves nothing but background; name at least one label")
+    if others is not None:
+        values = {**dict.fromkeys(range(1, 256), others), **values}
     names = {number: label for label, number in numbers.items()}
     tumour = next((n for n, name in names.items() if fnmatchcase(name.lower(), "*tumo*r*") or name == "lesion"), None)
     pancreas = next((n for n, name in names.items() if name.lower() == "pancreas"), None)

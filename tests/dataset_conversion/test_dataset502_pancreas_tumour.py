@@ -192,6 +192,23 @@ def test_values_are_mapped_to_names_and_numbered_as_they_appear(source: Path, co
     assert_is(result, "PANC_0001", scan)
 
 
+@pytest.mark.parametrize(
+    ("others", "becomes"), [(("others=background", "3=tumour"), 0), (("3=tumour", "others=pancreas"), 2)]
+)
+def test_all_values_that_are_not_named_become_one_label(source: Path, convert, others: tuple[str, str], becomes: int):
+    scan = make_scan(1)
+    stored = np.choose(scan.label.voxels, (0, 7, 3)).astype(np.uint8)
+    stored[0, 0, :2] = 1, 255
+    write_itk(source / "images" / "a.nrrd", scan.image)
+    write_itk(source / "masks" / "a.nrrd", Volume(stored, scan.grid))
+    refused = convert("pancreas", source, *ALL_TRAIN, "--label-map", "3=tumour")
+    assert "values that nothing explains" in refused.err
+    result = convert("pancreas", source, *ALL_TRAIN, "--label-map", *others)
+    assert result.status == 0, result.err
+    expected = np.where(stored == 3, 1, np.where(stored == 0, 0, becomes)).astype(np.uint8)
+    assert_is(result, "PANC_0001", scan.with_label(expected))
+
+
 def test_tumour_only_of_a_collection_with_pancreas(source: Path, convert):
     scan = make_scan(1)
     write_pair(source, "a", scan)
@@ -218,6 +235,7 @@ def test_tumour_only_where_a_segment_fits_the_pattern_of_another_label_first(sou
         (("--label-map", "tumour"), "not of the form FROM=LABEL"),
         (("--label-map", "300=tumour"), "between 1 and 255"),
         (("--label-map", "1=background"), "nothing but background"),
+        (("--label-map", "others=background"), "nothing but background"),
         (("--test-share", "1"), "no share"),
         (("--image-pattern", "images/*"), "no {case} in it"),
         (("--mask-pattern", "labels/{case}"), "fits none"),
