@@ -221,13 +221,11 @@ def _job(collection: Collection, found: Found, source: Path, target: Path, argum
 def _dry_run(job: Job) -> int:
     """Look at every header and tell what the conversion would meet; writes nothing."""
     problems = list(job.found.problems)
-    unknown = 0
     for case in job.found.cases:
         try:
             print(f"{case.name}  {'test ' if case.test else 'train'}  {inspect_case(case, job.settings)}")
         except CaseError as error:
             problems.append(f"{case.name}: {error}")
-            unknown += 1
     training = sum(not case.test for case in job.found.cases)
     print(f"{training} cases to train with and {len(job.found.cases) - training} for testing would go to {job.target}")
     return _tell_problems(problems)

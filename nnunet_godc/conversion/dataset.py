@@ -80,7 +80,8 @@ class Outcome:
         problems: what could not be converted, one sentence each.
         skipped: cases left out as the user asked: of unknown voxel size, or of a scan that another dataset has.
         folds: what splits_final.json holds; None without.
-        complete: whether the dataset was put in its place: not if that would replace what an earlier run made.
+        complete: whether the dataset was put in its place. It is not where the source of a case changed since an
+            earlier conversion, which only `Job.overwrite` replaces.
         taken_over: how many cases an earlier run had converted already.
     """
 

@@ -94,7 +94,9 @@ def is_dicom(path: Path) -> bool:
 
 
 def open_series(path: Path, notes: Notes, *, series: int | Literal["only", "largest"] = "only") -> DicomSeries:
-    """Finds a CT series and the order and positions of its slices, without decoding a pixel (but of duplicates).
+    """Finds a CT series and the order and positions of its slices.
+
+    No pixel is decoded but those of slices that share a position, which are compared.
 
     Args:
         path: a folder, searched with its subfolders, or a file. What is no DICOM image is passed over: other files,

@@ -115,7 +115,7 @@ class Grid:
         return self.with_spacing(spacing)
 
     def as_json(self) -> dict[str, Any]:
-        """For conversion.json."""
+        """As conversion.json has it, with the orientation, which follows from the direction."""
         return {
             "shape": list(self.shape),
             "spacing": list(self.spacing),
@@ -197,7 +197,11 @@ def grid_from_axes(
     *,
     what: str = "image",
 ) -> Grid:
-    """The grid of a header that has spacing, origin and direction cosines (shape (3, 3), columns i, j, k) apart.
+    """The grid of a header that gives spacing, origin (both in mm) and direction cosines each on its own, in LPS.
+
+    Args:
+        direction: shape (3, 3), rows x, y, z; column c belongs to array axis c.
+        what: as in `grid_from_affine`.
 
     Raises:
         CaseError: as `grid_from_affine`, and for cosines that are far from unit length.

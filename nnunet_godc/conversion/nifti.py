@@ -1,7 +1,7 @@
 """NIfTI-1 and NIfTI-2 files: what a header says, reading voxels in slabs, writing so that all readers agree.
 
-Its header classes do the parsing, but not `nibabel.load` the reading: that decompresses with zlib, several times slower
-than ISA-L, makes float64 of scaled integers as a whole, and does not look at a gzip file's checksum.
+nibabel's header classes do the parsing, but `nibabel.load` does not do the reading: it decompresses with zlib, several
+times slower than ISA-L, turns a scaled volume into float64 all at once, and does not look at a gzip file's checksum.
 """
 
 from __future__ import annotations

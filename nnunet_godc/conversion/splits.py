@@ -54,7 +54,8 @@ def draw_test_cases(patients: Mapping[str, str], *, share: float, seed: int) -> 
     Args:
         patients: the patient of every case.
         share: from 0 to below 1.
-        seed: equal seeds give equal cases, whatever the order of `patients`.
+        seed: equal seeds give equal cases, whatever the order of `patients`. Further patients may move others to the
+            other side, since the share is kept.
 
     Raises:
         UserError: no such share.

@@ -148,8 +148,13 @@ def read_spacings(path: Path) -> dict[str, Triple]:
 
 
 def check_known_cases(names: Iterable[str], known: Iterable[str], *, where: str) -> None:
-    """Raises:
-    UserError: some of `names` are not `known`; the nearest known name is told.
+    """Refuse names that a table gives and that no case has.
+
+    Args:
+        where: the table, for the message.
+
+    Raises:
+        UserError: some of `names` are not `known`; the nearest known name is told.
     """
     candidates = set(known)
     unknown = sorted(set(names) - candidates)

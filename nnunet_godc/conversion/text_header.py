@@ -24,7 +24,7 @@ from nnunet_godc.conversion.problems import CaseError, Notes, UnknownGeometryErr
 
 HEADER_BYTES = 2**20  # far more than any header of these formats
 READ_AT_ONCE = 2**16  # bytes, which may grow a thousandfold
-LARGEST = 1e9
+LARGEST = 1e9  # mm, far beyond any scanner: no sum or product of such numbers overflows
 DAMAGED_HEADER = "the header cannot be read: the file is damaged; fetch it again"
 DAMAGED_VOXELS = "the file is damaged: it ends early or does not decompress; fetch it again"
 
@@ -122,7 +122,7 @@ class TextHeaderFile:
         return voxels.reshape(self.shape, order="F")
 
     def slabs(self) -> Iterator[tuple[slice, NDArray[Any]]]:
-        """The values as a whole: a mask of these formats is small."""
+        """All values as one slab; unlike NIfTI images, what these formats hold is not read in parts."""
         yield slice(0, self.shape[2]), self.read()
 
     def _inflated(self) -> Iterator[bytes]:
