@@ -110,7 +110,7 @@ def trainer_results(folder: Path, references: Path | None = None) -> Results:
     """
     from nnunetv2.utilities.file_path_utilities import convert_identifier_to_trainer_plans_config
 
-    name = convert_identifier_to_trainer_plans_config(str(folder.resolve()))
+    name = convert_identifier_to_trainer_plans_config(str(folder.absolute()))
     if len(name) != 3:
         raise UserError(
             f"{folder} is no folder of results; give nnUNet_results/DatasetXXX_Name/TRAINER__PLANS__CONFIGURATION, or "
@@ -128,7 +128,7 @@ def trainer_results(folder: Path, references: Path | None = None) -> Results:
             _add(found, fold / "validation", number, model, references, validating.pop(number, ()))
         if validating:
             missing = ", ".join(map(str, validating))
-            found.notes.append(f"{folder}: fold {missing} has no validation results; its cases are in no number")
+            found.notes.append(f"{folder}: no validation results of fold {missing}, whose cases are in no number")
     elif merged := sorted(folder.glob(CROSS_VALIDATION)):
         if len(merged) > 1:
             raise UserError(
@@ -173,7 +173,7 @@ def predicted_results(
     _add(found, predictions, None, model, references, expected)
     if not found.cases:
         raise UserError(f"{predictions} and {references} hold no case of the file ending {model.file_ending}")
-    trainer, plans_name, configuration = _names_in_path(predictions) or (predictions.resolve().name, model.plans, "")
+    trainer, plans_name, configuration = _names_in_path(predictions) or (predictions.absolute().name, model.plans, "")
     return _results(predictions, model, configuration, plans_name, trainer, found)
 
 
@@ -319,7 +319,7 @@ def _names_in_path(folder: Path) -> tuple[str, str, str] | None:
     from nnunetv2.utilities.file_path_utilities import parse_dataset_trainer_plans_configuration_from_path
 
     with contextlib.suppress(AssertionError, IndexError):  # how nnU-Net says that they are not in there
-        if found := parse_dataset_trainer_plans_configuration_from_path(str(folder.resolve())):
+        if found := parse_dataset_trainer_plans_configuration_from_path(str(folder.absolute())):
             _, trainer, plans, configuration = found
             return trainer, plans, configuration
     return None

@@ -42,6 +42,13 @@ def test_a_cross_validation_is_found_with_its_folds_and_references(folders: Path
     assert all(case.counted is None for case in results.cases)
 
 
+def test_a_link_to_results_is_called_as_it_says(folders: Path):
+    folder = write_results(folders / "results", "nnUNetTrainer", FOLDS)
+    link = folder.with_name("nnUNetTrainerLinked__nnUNetPlans__3d_fullres")
+    link.symlink_to(folder, target_is_directory=True)
+    assert trainer_results(link).trainer == "nnUNetTrainerLinked"
+
+
 def test_counts_are_taken_from_the_summary(folders: Path):
     folder = write_results(folders / "results", "nnUNetTrainer", FOLDS)
     counts = {"a": {"1": (5, 1, 2), "2": (0, 0, 0)}, "gone": {"1": (1, 0, 0), "2": (0, 3, 0)}}
@@ -101,7 +108,7 @@ def test_folds_that_are_not_there_are_told(folders: Path):
     splits.parent.mkdir(parents=True)
     splits.write_text(json.dumps([{"train": [], "val": [case]} for case in "acdef"]))
     [note] = trainer_results(folder).notes
-    assert "fold 2, 3, 4 has no validation results" in note
+    assert "no validation results of fold 2, 3, 4" in note
 
 
 def test_a_summary_of_other_labels_is_told_and_not_used(folders: Path):
