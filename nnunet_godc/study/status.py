@@ -74,25 +74,46 @@ def show_status(folder: Path, *, live: bool) -> None:
     # Ctrl-C is how one leaves it
     with (
         contextlib.suppress(KeyboardInterrupt),
-        Live(render(folder, statuses), console=console, auto_refresh=False) as display,
+        Live(render(folder, statuses, rows=_rows(console)), console=console, auto_refresh=False) as display,
     ):
         while any(entry.state.status in ("running", "queued", "pending") for entry in statuses):
             time.sleep(SECONDS_BETWEEN_LOOKS)
             statuses = job_statuses(folder)
-            display.update(render(folder, statuses), refresh=True)
+            display.update(render(folder, statuses, rows=_rows(console)), refresh=True)
 
 
-def render(folder: Path, statuses: Sequence[JobStatus]) -> Group:
-    """The table with a line below it that sums it up, and the reason for whatever did not go well."""
+def render(folder: Path, statuses: Sequence[JobStatus], *, rows: int | None = None) -> Group:
+    """The table with a line below it that sums it up, and the reason for whatever did not go well.
+
+    Args:
+        folder: of the study.
+        statuses: of all its jobs.
+        rows: how many fit on the screen; of more jobs, those that are done go first, then those that wait.
+    """
     table = Table(title=str(folder), title_justify="left", box=None, header_style="bold", pad_edge=False)
     for heading in ("job", "state", "epoch", "loss", "pseudo Dice", "time left", "took"):
         table.add_column(heading, overflow="fold", justify="left" if heading in ("job", "state") else "right")
-    for entry in statuses:
+    shown = _most_telling(statuses, len(statuses) if rows is None else rows)
+    for entry in shown:
         colour = _COLOURS[entry.state.status]
         table.add_row(entry.job.id, Text(entry.state.status, style=colour), *_figures(entry), _took(entry.state))
     counts = Counter(entry.state.status for entry in statuses)
     summary = ", ".join(f"{count} {status}" for status, count in counts.items())
-    return Group(table, Text(summary), *_notes(statuses))
+    if len(shown) < len(statuses):
+        summary += f"; {len(statuses) - len(shown)} jobs are not shown, which --once shows"
+    return Group(table, Text(summary), *_notes(shown))
+
+
+def _most_telling(statuses: Sequence[JobStatus], count: int) -> list[JobStatus]:
+    """At most so many, in their order."""
+    ranks = {"done": 2, "pending": 1, "not run": 1}
+    chosen = sorted(statuses, key=lambda entry: ranks.get(entry.state.status, 0))[: max(count, 1)]
+    return [entry for entry in statuses if entry in chosen]
+
+
+def _rows(console: Console) -> int:
+    """How many jobs fit on the screen with their headings, two lines each, since their names are long."""
+    return (console.height - 6) // (1 if console.width > 160 else 2)
 
 
 def _state(folder: Path, job: Job) -> State:

@@ -74,6 +74,15 @@ def test_failures_are_told_below_the_table(study: Path) -> None:
     assert shown(study).splitlines()[-2:] == ["4 pending, 1 failed", f"{TRAINING}1: ended with exit status 1"]
 
 
+def test_what_runs_is_shown_where_not_everything_fits(study: Path) -> None:
+    update_state(study, f"{TRAINING}1", status="running", host="elsewhere", start=0.0)
+    screen = io.StringIO()
+    Console(width=200, file=screen).print(render(study, job_statuses(study), rows=1))
+    lines = screen.getvalue().splitlines()
+    assert [line.split()[0] for line in lines[2:]] == [f"{TRAINING}1", "4"]
+    assert lines[-1] == "4 pending, 1 running; 4 jobs are not shown, which --once shows"
+
+
 def test_a_job_whose_process_is_gone_is_interrupted(study: Path) -> None:
     update_state(study, f"{TRAINING}0", status="running", host=socket.gethostname(), group=1)
     states = {entry.job.id: entry.state.status for entry in job_statuses(study)}
