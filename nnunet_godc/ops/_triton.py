@@ -134,7 +134,8 @@ def _fixed_point(call: Call, grad_output: Tensor, mask: Tensor | None) -> Tensor
     if mask is not None:
         bound = bound * mask.abs().amax().clamp_min(1)
     bound = bound * call.geometry.voxels_out * call.geometry.taps
-    factor = torch.exp2(torch.floor(62 - torch.log2(bound.clamp_min(1e-30))))
+    # float32 holds no power of two beyond 2^127; where all is zero, any factor will do
+    factor = torch.exp2(torch.floor(62 - torch.log2(bound)).clamp_max(120))
     return torch.where(bound.isfinite(), factor, float("nan")).float()
 
 

@@ -221,7 +221,7 @@ class Call:
             "BLOCK_C": blocks.channels,
             "BLOCK_OUT": blocks.outputs,
             "TILE": blocks.tile,
-            "PRECISION": "tf32" if torch.backends.cuda.matmul.allow_tf32 else "ieee",
+            "PRECISION": _precision(),
         }
         return Launch(kernel, grid, {**shared, **arguments}, constants, blocks.warps)
 
@@ -269,6 +269,14 @@ def _processors(device: torch.device) -> int:
     if device.type == "cuda":
         return torch.cuda.get_device_properties(device).multi_processor_count
     return 132 if device.type == "meta" else 1
+
+
+def _precision() -> str:
+    """Of products of float32, as PyTorch's own matrix products have it."""
+    matmul = torch.backends.cuda.matmul
+    if hasattr(matmul, "fp32_precision"):  # where it exists, reading the older switch may raise
+        return "tf32" if matmul.fp32_precision == "tf32" else "ieee"
+    return "tf32" if matmul.allow_tf32 else "ieee"
 
 
 def _in_3d(values: tuple[int, ...], first: int) -> tuple[int, ...]:

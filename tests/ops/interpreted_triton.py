@@ -133,6 +133,13 @@ def infinite_gradient():
     return _triton.backward(grad, input, offset, weight, None, *rest)[0].isfinite().sum().item()
 
 
+def zero_gradient():
+    """The largest value of the input's gradient where the output's gradient is zero."""
+    torch.use_deterministic_algorithms(True)
+    grad, input, offset, weight, _, _, rest = tensors(_PLAIN)
+    return _triton.backward(grad.zero_(), input, offset, weight, None, *rest)[0].abs().max().item()
+
+
 def main():
     torch.set_num_threads(1)
     results = {}
@@ -143,6 +150,7 @@ def main():
             results[name] = traceback.format_exc()
     results["special values"] = special_values()
     results["infinite gradient"] = infinite_gradient()
+    results["zero gradient"] = zero_gradient()
     json.dump(results, sys.stdout)
 
 

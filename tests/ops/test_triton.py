@@ -55,6 +55,10 @@ def test_an_infinite_gradient_is_not_hidden_by_integers(interpreted):
     assert interpreted["infinite gradient"] == 0
 
 
+def test_deterministic_gradients_of_zero_are_zero(interpreted):
+    assert interpreted["zero gradient"] == 0
+
+
 def on_a_gpu(*shape, dtype=torch.float16):
     with FakeTensorMode():
         return torch.empty(shape, dtype=dtype, device="cuda")
