@@ -13,7 +13,7 @@ from nnunet_godc.spelling import nearest_name
 
 if TYPE_CHECKING:
     from nnunet_godc.study.definition import Definition
-    from nnunet_godc.study.study_file import Problem
+    from nnunet_godc.study.problems import Problem
 
 WHAT = {
     "run": "run whatever of a study is not done yet",
@@ -78,7 +78,7 @@ class _Parser(argparse.ArgumentParser):
 def _check_evaluation(definition: Definition) -> list[Problem]:
     """Problems of the options for `nnunet-godc evaluate`, which would show only once everything is trained."""
     from nnunet_godc.study.planning import option_words
-    from nnunet_godc.study.study_file import Problem
+    from nnunet_godc.study.problems import Problem
 
     parser = _Parser(add_help=False)
     evaluate.add_arguments(parser)

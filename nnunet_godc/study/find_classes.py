@@ -19,7 +19,7 @@ from pathlib import Path
 from nnunet_godc.errors import UserError
 from nnunet_godc.spelling import nearest_name, nearest_trainer_name
 from nnunet_godc.study.definition import Definition
-from nnunet_godc.study.study_file import Problem, unknown_class_problems
+from nnunet_godc.study.problems import Problem
 
 
 def check_classes(definition: Definition) -> list[Problem]:
@@ -38,7 +38,7 @@ def check_classes(definition: Definition) -> list[Problem]:
     if answer.returncode:
         last = answer.stderr.strip().splitlines()[-1:] or ["no reason given"]
         raise UserError(f"nnU-Net cannot look for trainers: {last[0]}; `nnunet-godc doctor` tells more.")
-    return unknown_class_problems(definition, json.loads(answer.stdout))
+    return _problems(definition, json.loads(answer.stdout))
 
 
 def _classes_in_source() -> set[str]:
@@ -51,6 +51,27 @@ def _classes_in_source() -> set[str]:
     folders += [Path(place) for place in os.environ.get("nnUNet_extTrainer", "").split(os.pathsep) if place.strip()]
     sources = (path.read_text(encoding="utf-8") for folder in folders for path in folder.rglob("*.py"))
     return {name for source in sources for name in re.findall(r"^class (\w+)", source, re.MULTILINE)}
+
+
+def _problems(definition: Definition, unknown: dict[str, dict[str, str | None]]) -> list[Problem]:
+    """Problems for trainers and planners that nnU-Net does not find.
+
+    Args:
+        definition: what the file says.
+        unknown: by `trainers` and `planners`, the names that were not found with the nearest that exists.
+    """
+    problems = []
+    for index, trainer in enumerate(definition.trainers):
+        if trainer in unknown["trainers"]:
+            near = unknown["trainers"][trainer]
+            hint = f"did you mean {near}?" if near else "a class of your own lies in a folder of nnUNet_extTrainer."
+            problems.append(Problem(("trainers", index), f"nnU-Net finds no trainer {trainer}; {hint}"))
+    for index, plans in enumerate(definition.plans):
+        if plans.planner in unknown["planners"]:
+            near = unknown["planners"][plans.planner]
+            hint = f"did you mean {near}?" if near else "nnU-Net looks in its own experiment_planning."
+            problems.append(Problem(("plans", index, "planner"), f"nnU-Net finds no planner {plans.planner}; {hint}"))
+    return problems
 
 
 def unknown_classes(trainers: list[str], planners: list[str]) -> dict[str, dict[str, str | None]]:

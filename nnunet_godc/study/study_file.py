@@ -4,39 +4,23 @@ from __future__ import annotations
 
 import json
 import os
-import re
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
 from importlib import resources
 from itertools import product
 from pathlib import Path
-from typing import Any, get_args
 
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 
 from nnunet_godc.errors import UserError
 from nnunet_godc.spelling import nearest_name
-from nnunet_godc.study.definition import PLANNERS, Block, Definition, Study
-from nnunet_godc.study.yaml_positions import Document, Location, YamlError, read_yaml
+from nnunet_godc.study.contradictions import contradictions
+from nnunet_godc.study.definition import PLANNERS, Definition, Study
+from nnunet_godc.study.problems import Problem, invalid_value
+from nnunet_godc.study.yaml_positions import Document, YamlError, read_yaml
 
 SHIPPED = resources.files("nnunet_godc.study") / "files"
 FOLDERS = ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")
 AS_TEXT = frozenset({"environment"})  # `off` and `007` reach a job's environment as they are written
-
-
-@dataclass(frozen=True)
-class Problem:
-    """One thing that is wrong with a study file.
-
-    Attributes:
-        location: of the key or value.
-        sentence: what is wrong and how to mend it.
-        of_key: whether it is the key.
-    """
-
-    location: Location
-    sentence: str
-    of_key: bool = False
 
 
 def shipped_studies() -> list[str]:
@@ -84,10 +68,10 @@ def read_definition(path: Path) -> tuple[Definition, Document]:
     try:
         definition = Definition.model_validate(document.values)
     except ValidationError as error:
-        found = [_problem(details, document) for details in error.errors()]
+        found = [invalid_value(details, document) for details in error.errors()]
         # one for each type that a value might have had
         _refuse(path, document, {problem.location: problem for problem in reversed(found)}.values())
-    _refuse(path, document, list(_contradictions(definition)))
+    _refuse(path, document, list(contradictions(definition)))
     return definition, document
 
 
@@ -150,122 +134,6 @@ def _refuse(path: Path, document: Document, problems: Iterable[Problem]) -> None
         raise UserError("\n".join(f"{path}, {place}: {sentence}" for place, sentence in placed))
 
 
-def _problem(details: Any, document: Document) -> Problem:
-    """A sentence for what pydantic says of a value."""
-    kind, location = details["type"], tuple(details["loc"])
-    value = details["input"]
-    if kind == "extra_forbidden":
-        block = _block_at(location[:-1])
-        known = [field.alias or name for name, field in block.model_fields.items()]
-        near = nearest_name(str(location[-1]), known)
-        hint = f"did you mean {near!r}?" if near else f"known here: {', '.join(known)}."
-        return Problem(location, f"{location[-1]!r} is unknown; {hint}", of_key=True)
-    if kind == "missing":
-        return Problem(location, f"{location[-1]!r} is missing; add it.")
-    # a value that may be of several types has an entry for each, which ends in the type's name
-    while location and location not in document.places:
-        location = location[:-1]
-    name = next((str(part) for part in reversed(location) if isinstance(part, str)), "this")
-    limits = details.get("ctx", {})
-    wanted = {
-        "list_type": f"needs a list, such as [{value}]",
-        "dict_type": "needs a block of keys and values",
-        "model_type": "needs a block of keys and values",
-        "model_attributes_type": "needs a block of keys and values",
-        "int_type": "needs a whole number",
-        "float_type": "needs a number",
-        "bool_type": "needs true or false",
-        "string_type": "needs text",
-        "too_short": "needs at least one entry",
-        "greater_than": f"needs more than {limits.get('gt', 0):g}",
-        "greater_than_equal": f"needs at least {limits.get('ge', 0):g}",
-        "string_pattern_mismatch": "may hold letters, digits, and . _ - only",
-    }.get(kind)
-    if kind == "literal_error":
-        choices = re.findall(r"'([^']*)'", limits["expected"])
-        near = nearest_name(str(value), choices)
-        wanted = f"is one of {', '.join(choices)}" + (f"; did you mean {near}?" if near else "")
-        return Problem(location, f"{name} {wanted}, not {value!r}." if not near else f"{value!r}: {name} {wanted}")
-    if wanted is None:
-        return Problem(location, f"{details['msg']}, not {_shown(value)}.")
-    return Problem(location, f"{name} {wanted}, not {_shown(value)}.")
-
-
-def _shown(value: Any) -> str:
-    if isinstance(value, dict):
-        return "a block"
-    return "nothing" if value is None else repr(value)
-
-
-def _block_at(location: Location) -> type[Block]:
-    """The class of the block that a location lies in."""
-    block: type[Block] = Definition
-    for part in location:
-        if isinstance(part, str) and part in block.model_fields:
-            found = list(_classes_in(block.model_fields[part].annotation))
-            block = found[0] if found else block
-    return block
-
-
-def _classes_in(annotation: Any) -> Iterator[type[Block]]:
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        yield annotation  # type: ignore[misc]
-    for inner in get_args(annotation):
-        yield from _classes_in(inner)
-
-
-def _contradictions(definition: Definition) -> Iterator[Problem]:
-    """What each block by itself allows and all together do not."""
-    for key in ("configurations", "trainers", "folds", "seeds"):
-        entries = getattr(definition, key)
-        for index, entry in enumerate(entries):
-            if entry in entries[:index]:
-                yield Problem((key, index), f"{entry} stands twice in {key}; keep one.")
-    for index, trainer in enumerate(definition.trainers):
-        if definition.seeds and re.search(r"_seed\d+$", trainer):
-            yield Problem(("trainers", index), f"{trainer} has a seed already; leave it out here or in seeds.")
-    names = [plans.name for plans in definition.plans]
-    for index, plans in enumerate(definition.plans):
-        here = ("plans", index)
-        if plans.name in names[:index]:
-            yield Problem(here, f"{plans.name} stands twice in plans; keep one.")
-        if plans.variation_of is None:
-            for size in plans.sizes:
-                yield Problem((*here, size), f"{size} needs `from: PLANS`, the plans that it is a variation of.")
-        else:
-            yield from _variation_problems(definition, index)
-        if plans.gpu_memory_gb is not None and plans.name in PLANNERS:
-            sentence = f"{plans.name} are nnU-Net's own; give plans for another gpu_memory_gb a name of their own."
-            yield Problem((*here, "name"), sentence)
-    if definition.predict is None and definition.ensemble:
-        yield Problem(("ensemble",), "an ensemble needs predictions; add `predict: {images: imagesTs}`.")
-    if definition.ensemble and len(definition.plans) * len(definition.configurations) < 2:
-        yield Problem(("ensemble",), "an ensemble needs at least two plans or configurations.")
-    if "3d_cascade_fullres" in definition.configurations:
-        index = definition.configurations.index("3d_cascade_fullres")
-        if "3d_lowres" not in definition.configurations or set(definition.folds) != {0, 1, 2, 3, 4}:
-            sentence = "the cascade starts from 3d_lowres's predictions of all cases: add 3d_lowres, and folds 0 to 4."
-            yield Problem(("configurations", index), sentence)
-
-
-def _variation_problems(definition: Definition, index: int) -> Iterator[Problem]:
-    plans, here = definition.plans[index], ("plans", index)
-    for key in ("planner", "gpu_memory_gb"):
-        if getattr(plans, key) is not None:
-            yield Problem((*here, key), f"a variation of {plans.variation_of} has no {key} of its own; leave it out.")
-    earlier = [other.name for other in definition.plans[:index]]
-    if plans.variation_of not in {*PLANNERS, *earlier}:
-        sentence = f"there are no plans {plans.variation_of} above this line to vary, and nnU-Net makes none so called."
-        yield Problem((*here, "from"), sentence)
-    missing = [key for key in ("patch_size", "features", "stages") if getattr(plans, key) is None]
-    if missing:
-        yield Problem(here, f"a variation also says {', '.join(missing)}.")
-    for position, configuration in enumerate(definition.configurations):
-        if configuration != "3d_fullres":
-            sentence = f"{plans.name}, being a variation, have 3d_fullres only; leave {configuration} out."
-            yield Problem(("configurations", position), sentence)
-
-
 def _plans_problems(study: Study) -> Iterator[Problem]:
     """Plans that nobody makes and are not there, and those that are there and were made in another way."""
     for (index, plans), dataset in product(enumerate(study.definition.plans), study.datasets):
@@ -300,24 +168,3 @@ def _dataset_problem(wanted: int | str, found: list[str], folders: tuple[Path, P
     near = nearest_name(str(wanted), known) if isinstance(wanted, str) else None
     hint = f"did you mean {near}?" if near else "convert it first, for example with `nnunet-godc convert`."
     return f"there is no dataset {wanted} in {folders[0]} or {folders[1]}; {hint}"
-
-
-def unknown_class_problems(definition: Definition, unknown: dict[str, dict[str, str | None]]) -> list[Problem]:
-    """Problems for trainers and planners that nnU-Net does not find.
-
-    Args:
-        definition: what the file says.
-        unknown: by `trainers` and `planners`, the names that were not found with the nearest that exists.
-    """
-    problems = []
-    for index, trainer in enumerate(definition.trainers):
-        if trainer in unknown["trainers"]:
-            near = unknown["trainers"][trainer]
-            hint = f"did you mean {near}?" if near else "a class of your own lies in a folder of nnUNet_extTrainer."
-            problems.append(Problem(("trainers", index), f"nnU-Net finds no trainer {trainer}; {hint}"))
-    for index, plans in enumerate(definition.plans):
-        if plans.planner in unknown["planners"]:
-            near = unknown["planners"][plans.planner]
-            hint = f"did you mean {near}?" if near else "nnU-Net looks in its own experiment_planning."
-            problems.append(Problem(("plans", index, "planner"), f"nnU-Net finds no planner {plans.planner}; {hint}"))
-    return problems
