@@ -36,9 +36,9 @@ def why_unusable() -> str | None:
         return f"the GPU has compute capability {capability[0]}.{capability[1]}; the kernels need 8.0 (Ampere) or newer"
     try:
         one = torch.ones(1, 16, 2, 2, device="cuda", dtype=torch.float16)
-        arguments = (one, one[:, :2], one[:, :, :1, :1], None, [0, 0], [1, 1], 1)
-        forward(*arguments[:3], None, *arguments[3:])
-        backward(one[:, :1], *arguments)
+        offset, weight = one[:, :2], one[:, :, :1, :1]
+        forward(one, offset, weight, None, None, [0, 0], [1, 1], 1)
+        backward(one[:, :1], one, offset, weight, None, [0, 0], [1, 1], 1)
     except Exception as error:  # Triton raises its own, the C compiler's or the driver's
         reason = f"triton cannot compile here ({type(error).__name__}: {str(error).strip().splitlines()[0]})"
         warnings.warn(

@@ -96,7 +96,7 @@ def test_options_compile_without_spilling(options):
 @pytest.mark.parametrize("kernel", KERNELS)
 def test_every_option_compiles_and_hardly_spills(kernel, options, capability):
     arguments = {"size": (128, 128, 128)} | options
-    # the assembler may put up to four registers aside, outside the loop, to let one more program run beside
+    # the assembler may put up to four registers aside to let one more program run beside
     assert_no_spills(launch(kernel, 32, dtype=torch.float16, **arguments).compile(capability), at_most=16)
 
 
