@@ -49,7 +49,9 @@ def _classes_in_source() -> set[str]:
     ours = importlib.util.find_spec("nnunet_godc.trainers")
     folders += [Path(place) for place in (ours.submodule_search_locations or ())] if ours else []
     folders += [Path(place) for place in os.environ.get("nnUNet_extTrainer", "").split(os.pathsep) if place.strip()]
-    sources = (path.read_text(encoding="utf-8") for folder in folders for path in folder.rglob("*.py"))
+    sources = (
+        path.read_text(encoding="utf-8", errors="replace") for folder in folders for path in folder.rglob("*.py")
+    )
     return {name for source in sources for name in re.findall(r"^class (\w+)", source, re.MULTILINE)}
 
 
