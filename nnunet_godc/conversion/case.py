@@ -20,7 +20,7 @@ from nnunet_godc.conversion.formats import VOLUME_ENDINGS, VolumeFile, ending_of
 from nnunet_godc.conversion.grid import Grid, Triple, Volume
 from nnunet_godc.conversion.labels import LabelArray, LabelRules, read_label, united
 from nnunet_godc.conversion.nifti import NiftiFile, geometry_of_header, nifti_header, with_geometry_of, write_nifti
-from nnunet_godc.conversion.placing import place_label
+from nnunet_godc.conversion.placing import LabelGrid, place_label
 from nnunet_godc.conversion.problems import CaseError, Notes
 from nnunet_godc.conversion.record import RECORD_FORMAT
 from nnunet_godc.replacing import replacing
@@ -28,7 +28,6 @@ from nnunet_godc.replacing import replacing
 if TYPE_CHECKING:
     from nnunet_godc.conversion.dicom import DicomSeries
 
-LabelGrid = Literal["physical", "image", "axes"]
 SeriesChoice = int | Literal["only", "largest"]
 
 PLAUSIBLE_HU = (-250.0, 600.0)  # mean attenuation of anything that is segmented in these collections

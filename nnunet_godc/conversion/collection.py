@@ -7,8 +7,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from nnunet_godc.conversion.case import CaseSource, LabelGrid
+from nnunet_godc.conversion.case import CaseSource
 from nnunet_godc.conversion.labels import LabelRules
+from nnunet_godc.conversion.placing import LabelGrid
 from nnunet_godc.errors import UserError
 
 # A case's name becomes file names: no separator, no leading dot, nothing that leaves the folder.

@@ -13,6 +13,8 @@ from nnunet_godc.conversion.grid import Grid, Matrix, Volume
 from nnunet_godc.conversion.labels import LabelArray
 from nnunet_godc.conversion.problems import CaseError, Notes, UnknownGeometryError
 
+LabelGrid = Literal["physical", "image", "axes"]
+
 _LAS: Matrix = ((1.0, 0.0, 0.0), (0.0, -1.0, 0.0), (0.0, 0.0, 1.0))
 LOST = 0.2  # share of the labelled volume that may go when a label is brought onto another grid, before we speak up
 
@@ -21,7 +23,7 @@ def place_label(
     file: VolumeFile,
     stored: LabelArray,
     image_grid: Grid,
-    policy: Literal["physical", "image", "axes"],
+    policy: LabelGrid,
     notes: Notes,
     *,
     orientation: str,
@@ -48,15 +50,7 @@ def place_label(
         CaseError: shapes that do not fit, or a label that lies outside the image.
     """
     own_notes = Notes()
-    try:
-        grid = file.grid(own_notes, what="label")
-    except UnknownGeometryError:
-        grid = None
-    except CaseError:
-        # A label's broken header matters only if it is to be believed.
-        if policy == "physical":
-            raise
-        grid = None
+    grid = _grid_by_header(file, policy, own_notes)
     target = image_grid.turned(orientation)[0]
     if grid is not None:
         turned = Volume(stored, grid).turned(orientation)
@@ -84,6 +78,19 @@ def place_label(
     placed = Volume(stored, image_grid).turned(orientation).voxels
     _compare_flips(placed, image, notes)
     return placed, grid
+
+
+def _grid_by_header(file: VolumeFile, policy: LabelGrid, notes: Notes) -> Grid | None:
+    """The grid that the label's own header describes; None where it describes none."""
+    try:
+        return file.grid(notes, what="label")
+    except UnknownGeometryError:
+        return None
+    except CaseError:
+        # A label's broken header matters only if it is to be believed.
+        if policy == "physical":
+            raise
+        return None
 
 
 def _resampled(label: Volume[np.uint8], target: Grid, notes: Notes) -> LabelArray:
