@@ -23,12 +23,12 @@ from nnunet_godc.conversion.dicom_headers import (
     Plane,
     UnknownKindError,
     UnreadableError,
-    files_below,
     has_preamble,
     quiet,
     read_dataset,
     read_headers,
 )
+from nnunet_godc.conversion.files import files_below
 from nnunet_godc.conversion.grid import ROUNDING, Grid, grid_from_affine
 from nnunet_godc.conversion.problems import CaseError, Notes
 
@@ -123,7 +123,7 @@ def _images(path: Path, notes: Notes) -> list[ImageHeader]:
     """All planes of all images below `path`."""
     headers: list[ImageHeader] = []
     unknown = 0
-    files = list(files_below(path))
+    files = files_below(path)
     for number, file in enumerate(files, start=1):
         if has_preamble(file):
             try:

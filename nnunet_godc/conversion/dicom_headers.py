@@ -157,28 +157,6 @@ def has_preamble(file: Path) -> bool:
         return False
 
 
-def files_below(path: Path) -> Iterator[Path]:
-    """All files of a folder and its subfolders, in the order of their names; `path` itself where it is a file.
-
-    Links are followed, into no folder twice. Hidden files and folders are left out: AppleDouble files carry the suffix
-    of what they stand beside.
-    """
-    if not path.is_dir():
-        yield path
-        return
-    seen: set[tuple[int, int]] = set()
-    for folder, subfolders, names in os.walk(path, followlinks=True):
-        status = Path(folder).stat()
-        if (status.st_dev, status.st_ino) in seen:
-            subfolders.clear()
-            continue
-        seen.add((status.st_dev, status.st_ino))
-        subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
-        for name in sorted(names):
-            if not name.startswith("."):
-                yield Path(folder, name)
-
-
 def read_dataset(
     file: Path, *, pixels: bool = True, tags: Sequence[str] | None = None, whole: bool = False
 ) -> FileDataset:

@@ -11,13 +11,13 @@ from nnunet_godc.conversion.dicom_headers import (
     RTSTRUCT,
     SEGMENTATION,
     UnreadableError,
-    files_below,
     has_preamble,
     quiet,
     read_dataset,
     sop_class_of,
 )
 from nnunet_godc.conversion.dicom_seg import read_segments
+from nnunet_godc.conversion.files import files_below
 from nnunet_godc.conversion.problems import CaseError, Notes
 from nnunet_godc.conversion.regions import Mask
 from nnunet_godc.conversion.rtstruct import read_regions

@@ -48,6 +48,11 @@ def visible_files(folder: Path) -> list[Path]:
     return sorted(found)
 
 
+def files_below(path: Path) -> list[Path]:
+    """`visible_files` of a folder; `path` itself where it is a file."""
+    return visible_files(path) if path.is_dir() else [path]
+
+
 def is_hidden(path: Path) -> bool:
     """Whether a file is one that systems leave behind: hidden, AppleDouble, a resource folder, a thumbnail cache."""
     return path.name.startswith(".") or path.name in ("__MACOSX", "Thumbs.db", "desktop.ini")
