@@ -10,6 +10,7 @@ from nnunet_godc.evaluation.case_table import Method, Question
 from nnunet_godc.evaluation.claims import FEW_PATIENTS, p_value
 from nnunet_godc.evaluation.comparison import Comparison
 from nnunet_godc.evaluation.markup import Cell, Grid, Heading
+from nnunet_godc.evaluation.metrics import better
 from nnunet_godc.evaluation.summary import Summary
 from nnunet_godc.evaluation.units import Shown, shown
 
@@ -30,10 +31,24 @@ DISTANCES = (
     "A mean distance is made by its largest ones, and its interval is too narrow even for a hundred patients; "
     "statistics.csv has medians, whose intervals hold."
 )
+SIGNED = "Volume errors: the mean is signed and tells the bias; comparisons are of the distances from zero."
 
 
-def result_grids(title: str, summaries: Sequence[Summary], comparisons: Sequence[Comparison]) -> list[Grid]:
-    """Methods by questions, in the paper's format, with intervals; several grids per label where one is too wide."""
+def result_grids(
+    title: str, summaries: Sequence[Summary], comparisons: Sequence[Comparison], *, baseline: str | None
+) -> list[Grid]:
+    """Methods by questions, in the paper's format, with intervals; several grids per label where one is too wide.
+
+    The baseline, if there is one, is the first of its configuration and plans.
+    """
+    places = _distinct((entry.method.configuration, entry.method.plans) for entry in summaries)
+    summaries = sorted(
+        summaries,
+        key=lambda entry: (
+            places.index((entry.method.configuration, entry.method.plans)),
+            entry.method.variant != baseline,
+        ),
+    )
     questions = _distinct(entry.question for entry in summaries)
     grids = []
     for asked in _parts(questions):
@@ -128,6 +143,8 @@ def _result_grid(
         told.append(FEW)
     if any(shown(question.metric).unit == "mm" for question in questions):
         told.append(DISTANCES)
+    if any(better(question.metric) == "zero" for question in questions):
+        told.append(SIGNED)
     return Grid(title, _caption(list(entries.values())), _headings(questions, marks), rows, notes, told)
 
 

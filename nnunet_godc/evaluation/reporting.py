@@ -45,6 +45,7 @@ class Section:
     table: CaseTable
     summaries: Sequence[Summary]
     comparisons: Sequence[Comparison]
+    baseline: str | None
     by_size: bool
 
     @property
@@ -113,6 +114,7 @@ def write_report(
             table,
             summarise(table, resamples=resamples, seed=seed),
             compare_methods(table, baseline=baseline, resamples=resamples, seed=seed),
+            baseline,
             by_size,
         )
         for table, by_size in tables
@@ -163,7 +165,7 @@ def _grids(sections: Sequence[Section]) -> Iterator[Grid]:
 
 
 def _section_grids(section: Section) -> list[Grid]:
-    grids = result_grids(section.title, section.summaries, section.comparisons)
+    grids = result_grids(section.title, section.summaries, section.comparisons, baseline=section.baseline)
     if section.shown_comparisons:
         grids.append(comparison_grid(section.title, section.shown_comparisons))
     return grids

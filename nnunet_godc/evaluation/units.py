@@ -41,9 +41,10 @@ class Shown:
         return f"{round(value * self.factor, self.decimals) + 0.0:.{self.decimals}f}"
 
     def finer(self, low: float, high: float) -> Shown:
-        """With one decimal more for an interval so narrow that its ends would tell little else."""
+        """With one decimal more for an interval that is narrow, or has an end that would be written as zero."""
         narrow = (high - low) * self.factor < 20 * 10.0**-self.decimals
-        return replace(self, decimals=self.decimals + 1) if narrow else self
+        touching = min(abs(low), abs(high)) * self.factor < 0.5 * 10.0**-self.decimals
+        return replace(self, decimals=self.decimals + 1) if narrow or touching else self
 
     def difference(self, value: float) -> str:
         return f"{self.number(value)} {self.difference_unit}".rstrip()

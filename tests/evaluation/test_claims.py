@@ -58,6 +58,12 @@ def test_less_is_said_to_be_lower_and_whether_that_is_better(raised):
     assert "lowers Dice of tumour by 1.8 points against stock, a deterioration (95 % CI 0.4 to 3.2;" in claim(worse)
 
 
+def test_an_end_near_zero_is_not_written_as_zero(raised):
+    assert "by 1.80 points against stock, an improvement (95 % CI 0.03 to 3.20;" in claim(replace(raised, low=0.0003))
+    narrow = replace(raised, difference=0.0021, low=0.0007, high=0.0035)
+    assert "by 0.21 points against stock, an improvement (95 % CI 0.07 to 0.35;" in claim(narrow)
+
+
 def test_without_support_it_says_what_stays_possible(raised):
     unclear = replace(raised, low=-0.012, high=0.048, sign_flip_p_holm=0.31, signed_rank_p_holm=0.2)
     assert claim(unclear) == (

@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 
 from nnunet_godc.errors import UserError
-from nnunet_godc.evaluation.metrics import ABSENT_IN_BOTH, HD95, LESION_DICE, LESION_SENSITIVITY
+from nnunet_godc.evaluation.metrics import ABSENT_IN_BOTH, HD95, LESION_DICE, LESION_SENSITIVITY, RELATIVE_VOLUME_ERROR
 from nnunet_godc.evaluation.reporting import write_report
 from tests.evaluation.measured import STUDY, measured
 
@@ -127,6 +127,19 @@ def test_only_a_supported_difference_makes_bold(study, tmp_path):
     assert better.rsplit("|", 2)[1].startswith(" **")
     assert "**" not in table_line(text, "nnUNetTrainer")
     assert "Bold: better than every method that it was compared with" in text
+
+
+def test_the_baseline_is_the_first_row(study, tmp_path):
+    turned = study.iloc[::-1]
+    text = report(tmp_path, turned, baseline="nnUNetTrainer")
+    assert text.index("| nnUNetTrainer |") < text.index("| nnUNetTrainerGODC")
+    text = report(tmp_path, turned)
+    assert text.index("| nnUNetTrainer |") > text.index("| nnUNetTrainerGODC")
+
+
+def test_volume_errors_are_said_to_be_signed(random, tmp_path):
+    text = report(tmp_path, measured({"A": [-0.1, 0.2, 0.3]}, metric=RELATIVE_VOLUME_ERROR))
+    assert "comparisons are of the distances from zero" in text
 
 
 def test_a_dataset_without_the_baseline_is_reported_without_comparisons(study, tmp_path):
