@@ -135,6 +135,13 @@ def assert_one_grid(paths: Iterable[Path]) -> None:
     assert headers == headers[:1] * len(headers)
 
 
+def assert_is(result: Any, case: str, scan: Scan) -> None:
+    """A conversion's case is this scan: image and label, on one grid."""
+    assert_same_in_space(result.image(case), scan.image)
+    assert_same_in_space(result.label(case), scan.label)
+    assert_one_grid([result.image(case), result.label(case)])
+
+
 def write_lits_case(folder: Path, number: int, scan: Scan, *, label_folder: Path | None = None) -> None:
     """``volume-N.nii`` and ``segmentation-N.nii``."""
     write_nifti(folder / f"volume-{number}.nii", scan.image)

@@ -14,6 +14,7 @@ from nnunet_godc.conversion.grid import Grid, Volume
 from nnunet_godc.conversion.nifti import open_nifti
 from tests.dataset_conversion.layouts import (
     Scan,
+    assert_is,
     assert_one_grid,
     assert_same_in_space,
     make_scan,
@@ -53,8 +54,7 @@ def test_batches_as_downloaded_become_one_dataset(source: Path, convert):
     assert result.folder.name == "Dataset501_LiTS"
     assert sorted(result.cases) == ["LiTS_000", "LiTS_005", "LiTS_100", "LiTS_test_003"]
     for number, scan in scans.items():
-        assert_same_in_space(result.image(f"LiTS_{number:03d}"), scan.image)
-        assert_same_in_space(result.label(f"LiTS_{number:03d}"), scan.label)
+        assert_is(result, f"LiTS_{number:03d}", scan)
         assert_one_grid([result.image(f"LiTS_{number:03d}"), result.label(f"LiTS_{number:03d}")])
     assert_same_in_space(result.folder / "imagesTs" / "LiTS_test_003_0000.nii.gz", test.image)
     assert not (result.folder / "labelsTs").exists()
@@ -82,8 +82,7 @@ def test_task03_liver_is_read_as_lits(source: Path, convert):
     assert result.status == 0, result.err
     assert sorted(result.cases) == ["LiTS_000", "LiTS_012", "LiTS_test_132"]
     for number, scan in scans.items():
-        assert_same_in_space(result.image(f"LiTS_{number:03d}"), scan.image)
-        assert_same_in_space(result.label(f"LiTS_{number:03d}"), scan.label)
+        assert_is(result, f"LiTS_{number:03d}", scan)
 
 
 def test_both_layouts_in_one_folder_are_refused(source: Path, convert):
@@ -127,8 +126,7 @@ def test_first_way_on_true_spacings_from_a_table(with_unknown_spacing, convert, 
     for number, spacing in ((28, (0.7, 0.7, 1.6)), (29, (0.8, 0.9, 1.25))):
         told = broken_geometry(scans[number])
         told = told.on(told.grid.with_spacing(spacing))
-        assert_same_in_space(result.image(f"LiTS_{number:03d}"), told.image)
-        assert_same_in_space(result.label(f"LiTS_{number:03d}"), told.label)
+        assert_is(result, f"LiTS_{number:03d}", told)
         assert any("spacing" in repair for repair in result.cases[f"LiTS_{number:03d}"]["repairs"])
         ml = np.count_nonzero(scans[number].label.voxels == 2) * np.prod(spacing) / 1000
         assert result.cases[f"LiTS_{number:03d}"]["label"]["ml"]["tumour"] == pytest.approx(ml, abs=1e-3)
@@ -157,8 +155,7 @@ def test_third_way_on_taking_the_headers_for_true(with_unknown_spacing, convert)
     source, scans = with_unknown_spacing
     result = convert("lits", source, "--trust-headers")
     assert result.status == 0, result.err
-    assert_same_in_space(result.image("LiTS_028"), broken_geometry(scans[28]).image)
-    assert_same_in_space(result.label("LiTS_028"), broken_geometry(scans[28]).label)
+    assert_is(result, "LiTS_028", broken_geometry(scans[28]))
     assert any("preview" in warning for warning in result.cases["LiTS_028"]["warnings"])
 
 
@@ -174,8 +171,7 @@ def test_segmentation_with_another_affine_takes_its_images_geometry(source: Path
     write_nifti(source / "segmentation-53.nii", scan.label, affine=affine)
     result = convert("lits", source)
     assert result.status == 0, result.err
-    assert_same_in_space(result.image("LiTS_053"), scan.image)
-    assert_same_in_space(result.label("LiTS_053"), scan.label)
+    assert_is(result, "LiTS_053", scan)
     assert_one_grid([result.image("LiTS_053"), result.label("LiTS_053")])
     assert any("geometry" in repair for repair in result.cases["LiTS_053"]["repairs"])
 
@@ -205,8 +201,7 @@ def test_mixed_orientations_leave_in_one_with_image_and_label_together(source: P
     assert result.status == 0, result.err
     for number in stored:
         name = f"LiTS_{number:03d}"
-        assert_same_in_space(result.image(name), scans[number].image)
-        assert_same_in_space(result.label(name), scans[number].label)
+        assert_is(result, name, scans[number])
         assert read_back(result.image(name)).grid.orientation == orientation
         assert read_back(result.label(name)).grid.orientation == orientation
         assert result.cases[name]["geometry"]["image"]["orientation"] == stored[number]
@@ -219,8 +214,7 @@ def test_image_and_segmentation_stored_in_different_orientations_meet_in_the_pat
     write_nifti(source / "segmentation-9.nii", scan.label.turned("RAS"))
     result = convert("lits", source)
     assert result.status == 0, result.err
-    assert_same_in_space(result.image("LiTS_009"), scan.image)
-    assert_same_in_space(result.label("LiTS_009"), scan.label)
+    assert_is(result, "LiTS_009", scan)
 
 
 def test_oblique_volumes_stay_oblique(source: Path, convert):
@@ -231,8 +225,7 @@ def test_oblique_volumes_stay_oblique(source: Path, convert):
     write_lits_case(source, 4, scan.turned("RAI"))
     result = convert("lits", source)
     assert result.status == 0, result.err
-    assert_same_in_space(result.image("LiTS_004"), scan.image)
-    assert_same_in_space(result.label("LiTS_004"), scan.label)
+    assert_is(result, "LiTS_004", scan)
 
 
 def test_a_direction_matrix_that_itk_refuses_is_repaired_and_recorded(source: Path, convert):
@@ -275,8 +268,7 @@ def test_a_header_that_says_the_voxels_begin_at_0_is_not_passed_on(source: Path,
     write_nifti(source / "labelsTr" / "liver_3.nii.gz", scan.label, vox_offset=0)
     result = convert("lits", source)
     assert result.status == 0, result.err
-    assert_same_in_space(result.image("LiTS_003"), scan.image)
-    assert_same_in_space(result.label("LiTS_003"), scan.label)
+    assert_is(result, "LiTS_003", scan)
 
 
 def test_files_that_nnunet_reads_as_they_are_are_linked(source: Path, convert):
@@ -501,8 +493,7 @@ def test_a_single_case_written_by_itk_is_read_as_one_written_by_nibabel(source: 
     write_itk(source / "segmentation-0.nii", scan.label.turned("RAI"))
     result = convert("lits", source)
     assert result.status == 0, result.err
-    assert_same_in_space(result.image("LiTS_000"), scan.image)
-    assert_same_in_space(result.label("LiTS_000"), scan.label)
+    assert_is(result, "LiTS_000", scan)
 
 
 def test_archives_are_refused_with_a_remedy(source: Path, convert, tmp_path: Path):

@@ -26,7 +26,7 @@ from tests.conversion.dicom_files import (
 )
 from tests.dataset_conversion.layouts import (
     Scan,
-    assert_one_grid,
+    assert_is,
     assert_same_in_space,
     make_scan,
     read_back,
@@ -74,12 +74,6 @@ def by_key(path: Path) -> dict[str, dict[str, str]]:
     """Lines of a key file by image."""
     with path.open(encoding="utf-8", newline="") as file:
         return {row["image"]: row for row in csv.DictReader(file)}
-
-
-def assert_is(result, case: str, scan: Scan) -> None:
-    assert_same_in_space(result.image(case), scan.image)
-    assert_same_in_space(result.label(case), scan.label)
-    assert_one_grid([result.image(case), result.label(case)])
 
 
 @pytest.mark.parametrize("ending", [".nii.gz", ".nii", ".nrrd", ".mha", ".mhd", ".nhdr"])

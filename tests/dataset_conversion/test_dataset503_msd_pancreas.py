@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from tests.dataset_conversion.layouts import (
+    assert_is,
     assert_one_grid,
     assert_same_in_space,
     make_scan,
@@ -37,8 +38,7 @@ def test_training_and_test_images_become_one_dataset(source: Path, convert):
     assert sorted(path.name for path in (result.folder / "imagesTs").iterdir()) == ["pancreas_002_0000.nii.gz"]
     for number, scan in scans.items():
         name = f"pancreas_{number:03d}"
-        assert_same_in_space(result.image(name), scan.image)
-        assert_same_in_space(result.label(name), scan.label)
+        assert_is(result, name, scan)
         assert_one_grid([result.image(name), result.label(name)])
         assert read_back(result.image(name)).grid.orientation == "LPS"
     assert_same_in_space(result.image("pancreas_002"), test.image)
@@ -60,8 +60,7 @@ def test_what_a_mac_leaves_behind_is_passed_over(source: Path, convert):
     result = convert("msd-pancreas", source)
     assert result.status == 0, result.err
     assert sorted(result.cases) == ["pancreas_001"]
-    assert_same_in_space(result.image("pancreas_001"), scan.image)
-    assert_same_in_space(result.label("pancreas_001"), scan.label)
+    assert_is(result, "pancreas_001", scan)
 
 
 def test_an_archive_beside_its_content_is_passed_over(source: Path, convert):

@@ -9,6 +9,7 @@ from nnunet_godc.conversion.grid import Grid, Volume
 from tests.conversion.dicom_files import write_series
 from tests.dataset_conversion.layouts import (
     Scan,
+    assert_is,
     assert_one_grid,
     assert_same_in_space,
     make_scan,
@@ -61,8 +62,7 @@ def test_flipped_labels_end_where_the_pancreas_is(source: Path, convert, header:
     assert sorted(result.cases) == ["NIH_0001", "NIH_0002"]
     for number, scan in scans.items():
         name = f"NIH_{number:04d}"
-        assert_same_in_space(result.image(name), scan.image)
-        assert_same_in_space(result.label(name), scan.label)
+        assert_is(result, name, scan)
         assert_one_grid([result.image(name), result.label(name)])
         assert result.cases[name]["label"]["mean_hu"]["pancreas"] == pytest.approx(
             scan.image.voxels[scan.label.voxels > 0].mean(), abs=0.01

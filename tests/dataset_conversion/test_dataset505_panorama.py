@@ -8,6 +8,7 @@ import pytest
 from nnunet_godc.conversion.grid import Volume
 from tests.dataset_conversion.layouts import (
     Scan,
+    assert_is,
     assert_one_grid,
     assert_same_in_space,
     make_scan,
@@ -45,8 +46,7 @@ def test_batches_and_labels_become_one_dataset(source: Path, convert):
     assert result.folder.name == "Dataset505_PANORAMA"
     assert sorted(result.cases) == [f"PANORAMA_{case}" for case in scans]
     for case, scan in scans.items():
-        assert_same_in_space(result.image(f"PANORAMA_{case}"), scan.image)
-        assert_same_in_space(result.label(f"PANORAMA_{case}"), scan.label)
+        assert_is(result, f"PANORAMA_{case}", scan)
         assert result.cases[f"PANORAMA_{case}"]["patient"] == case[:6]
     assert result.json("dataset.json")["labels"] == {
         "background": 0,
@@ -103,8 +103,7 @@ def test_headers_with_qform_alone_are_believed(source: Path, convert, own: str):
     write_nifti(source / "labels" / "100001_00001.nii.gz", stored.label, sform_code=0)
     result = convert("panorama", source)
     assert result.status == 0, result.err
-    assert_same_in_space(result.image("PANORAMA_100001_00001"), scan.image)
-    assert_same_in_space(result.label("PANORAMA_100001_00001"), scan.label)
+    assert_is(result, "PANORAMA_100001_00001", scan)
 
 
 def test_a_label_with_sform_code_0_beside_an_image_with_both_forms(source: Path, convert):
@@ -137,33 +136,35 @@ def test_lps_and_ras_mixed_leave_in_one_orientation(source: Path, convert):
     assert result.status == 0, result.err
     for case, scan in scans.items():
         name = f"PANORAMA_{case}"
-        assert_same_in_space(result.image(name), scan.image)
-        assert_same_in_space(result.label(name), scan.label)
+        assert_is(result, name, scan)
         assert read_back(result.image(name)).grid.orientation == "LPS"
 
 
-def test_labels_drawn_by_hand_win_over_those_of_a_model(source: Path, convert):
+def write_labels_of_both_kinds(source: Path) -> Scan:
+    """One image, a model's label, and one drawn by hand; the scan with the latter."""
     scan = make_panorama(1)
     by_hand = scan.label.voxels.copy()
     by_hand[10, 10, 10] = 6
     write_panorama_case(source, "100001_00001", scan, labels="automatic_labels")
-    write_nifti(source / "manual_labels" / "100001_00001.nii.gz", scan.with_label(by_hand).label)
+    drawn_by_hand = scan.with_label(by_hand)
+    write_nifti(source / "manual_labels" / "100001_00001.nii.gz", drawn_by_hand.label)
+    return drawn_by_hand
+
+
+def test_labels_drawn_by_hand_win_over_those_of_a_model(source: Path, convert):
+    drawn_by_hand = write_labels_of_both_kinds(source)
     result = convert("panorama", source)
     assert result.status == 0, result.err
     assert "100001_00001 has several labels: the one drawn by hand is taken" in result.out
-    assert_same_in_space(result.label("PANORAMA_100001_00001"), scan.with_label(by_hand).label)
+    assert_same_in_space(result.label("PANORAMA_100001_00001"), drawn_by_hand.label)
 
 
 def test_a_source_folder_called_manual_makes_no_label_drawn_by_hand(tmp_path: Path, convert):
     source = tmp_path / "manual downloads"
-    scan = make_panorama(1)
-    by_hand = scan.label.voxels.copy()
-    by_hand[10, 10, 10] = 6
-    write_panorama_case(source, "100001_00001", scan, labels="automatic_labels")
-    write_nifti(source / "manual_labels" / "100001_00001.nii.gz", scan.with_label(by_hand).label)
+    drawn_by_hand = write_labels_of_both_kinds(source)
     result = convert("panorama", source)
     assert result.status == 0, result.err
-    assert_same_in_space(result.label("PANORAMA_100001_00001"), scan.with_label(by_hand).label)
+    assert_same_in_space(result.label("PANORAMA_100001_00001"), drawn_by_hand.label)
 
 
 def test_two_labels_of_one_kind_are_an_error(source: Path, convert):
