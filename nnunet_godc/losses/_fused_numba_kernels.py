@@ -17,10 +17,12 @@ from __future__ import annotations
 import numba
 import numpy as np
 
-# Sums may be reordered and multiply-adds contracted; NaN keeps its meaning, which numba's fastmath=True would drop.
-_FAST = {"contract", "reassoc", "nsz"}
-_compiled = numba.njit(nogil=True, cache=True, fastmath=_FAST)
-_inlined = numba.njit(nogil=True, fastmath=_FAST, inline="always")
+# Sums may be reordered and multiply-adds contracted; NaN keeps its meaning, which numba's fastmath=True would drop. In
+# NumPy's model of errors a division does not stop to ask whether it is one by zero, and so can be vectorised.
+_compiled = numba.njit(nogil=True, cache=True, fastmath={"contract", "reassoc", "nsz"}, error_model="numpy")
+# The order of the operations in these is what makes them accurate.
+_function = numba.njit(nogil=True, fastmath={"contract", "nsz"}, error_model="numpy", forceinline=True)
+_inlined = numba.njit(nogil=True, error_model="numpy", inline="always")
 
 TILE = 512  # voxels
 
@@ -35,7 +37,7 @@ EXPONENT_BITS = np.int32(23)
 EXPONENT_BIAS = np.int32(127)
 
 
-@_inlined
+@_function
 def _exp(x):  # type: ignore[no-untyped-def]
     """exp(x) for x <= 0, to 2 units in the last place; 0 for results below the normal numbers. NaN stays NaN."""
     normal = x > SMALLEST
@@ -54,7 +56,7 @@ def _exp(x):  # type: ignore[no-untyped-def]
     return series * power if normal else (ZERO if x == x else x)
 
 
-@_inlined
+@_function
 def _log_of_ratio(difference, total):  # type: ignore[no-untyped-def]
     """ln((total + difference) / (total - difference)), 2 artanh(difference / total), for a quotient up to 1/3."""
     quotient = difference / total
@@ -69,7 +71,7 @@ def _log_of_ratio(difference, total):  # type: ignore[no-untyped-def]
     return (series * square + TWO) * quotient
 
 
-@_inlined
+@_function
 def _log(x):  # type: ignore[no-untyped-def]
     """ln(x) for normal x >= 1, and NaN."""
     bits = np.float32(x).view(np.int32)
@@ -100,7 +102,7 @@ def sum_labels(logits, target, ignores, ignore_label, first, last, sums):  # typ
     classes = logits.shape[0]
     exponentials = np.empty((classes, TILE), np.float32)
     labels = np.empty(TILE, np.int32)
-    peaks, totals, logs = np.empty((3, TILE), np.float32)
+    peaks, totals = np.empty((2, TILE), np.float32)
     for begin in range(first, last, TILE):
         start = np.uint64(begin)
         count = np.uint64(min(TILE, last - begin))
@@ -112,15 +114,18 @@ def sum_labels(logits, target, ignores, ignore_label, first, last, sums):  # typ
             for voxel in range(count):
                 exponential[voxel] = _exp(row[voxel] - peaks[voxel])
                 totals[voxel] += exponential[voxel]
-        valid = 0
+        # The cross-entropy of a voxel is ln(total) - (logit - peak) of its label. The two are added up apart: in one
+        # sum, which may be reordered, ln(total) could be added to the peak first, and get lost.
+        valid, logs = 0, ZERO
         for voxel in range(count):
-            logs[voxel] = _log(totals[voxel])
             counts = labels[voxel] >= 0
             valid += counts
+            logs += _log(totals[voxel]) if counts else ZERO
             totals[voxel] = (ONE if counts else ZERO) / totals[voxel]
+        sums[3 * classes] += logs
         for channel in range(classes):
             row, exponential = logits[channel, start : start + count], exponentials[channel]
-            intersection = prediction = cross_entropy = ZERO
+            intersection = prediction = chosen = ZERO
             reference = 0
             for voxel in range(count):
                 probability = exponential[voxel] * totals[voxel]
@@ -128,11 +133,11 @@ def sum_labels(logits, target, ignores, ignore_label, first, last, sums):  # typ
                 prediction += probability
                 intersection += probability if here else ZERO
                 reference += here
-                cross_entropy += logs[voxel] - (row[voxel] - peaks[voxel]) if here else ZERO
+                chosen += row[voxel] - peaks[voxel] if here else ZERO
             sums[channel] += intersection
             sums[classes + channel] += prediction
             sums[2 * classes + channel] += reference
-            sums[3 * classes] += cross_entropy
+            sums[3 * classes] -= chosen
         sums[3 * classes + 1] += valid
 
 
