@@ -5,7 +5,15 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, replace
 
-from nnunet_godc.evaluation.metrics import DICE, IOU, PRECISION, RECALL, RELATIVE_VOLUME_ERROR, better
+from nnunet_godc.evaluation.metrics import (
+    DICE,
+    FALSE_POSITIVE_LESIONS,
+    IOU,
+    PRECISION,
+    RECALL,
+    RELATIVE_VOLUME_ERROR,
+    better,
+)
 
 _SHARES = (DICE, IOU, PRECISION, RECALL, RELATIVE_VOLUME_ERROR, "NSD", "Lesion")
 _NAMED_UNIT = re.compile(r"^(.*) \((mm|ml)\)$")
@@ -59,4 +67,5 @@ def shown(metric: str) -> Shown:
     named = _NAMED_UNIT.match(metric)
     if named:
         return Shown(named[1], named[2], named[2], 1, 1, floor, float("inf"))
-    return Shown(metric, "", "", 1, 2, floor, float("inf"))
+    known = metric == FALSE_POSITIVE_LESIONS
+    return Shown(metric, "", "", 1, 2, 0.0 if known else float("-inf"), float("inf"))

@@ -236,6 +236,12 @@ def test_plans_are_named_where_they_tell_methods_apart(random, tmp_path):
     assert "- (small) No difference in Dice of tumour between B and A" in text
 
 
+def test_nothing_is_assumed_of_the_range_of_a_metric_of_ones_own(tmp_path):
+    report(tmp_path, measured({"A": [-3, -1, -2, -2.5, 0.5]}, metric="Score"))
+    row = pd.read_csv(tmp_path / "statistics.csv").iloc[0]
+    assert row.mean_low < row["mean"] < row.mean_high
+
+
 def test_distances_are_shown_in_their_unit(tmp_path):
     text = report(tmp_path, measured({"A": [3, 4, 5, 6.25]}, metric=HD95))
     assert "tumour HD95 (mm)" in text
