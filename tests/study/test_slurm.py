@@ -480,10 +480,10 @@ def has_checkpoint(job: Job) -> bool:
 
 
 def result_set(folder: Path) -> tuple[set[str], list[tuple[str, ...]]]:
-    """Names of all files that a study has left in nnU-Net's folder, and what every measurement is of."""
-    results = folder / "nnUNet_results"
+    """Names of all results that a study has left, and what every measurement is of."""
+    paths = [path for part in ("nnUNet_results", "study/evaluation") for path in (folder / part).rglob("*")]
     # nnU-Net names a log by the time, and begins one at each attempt
-    files = {str(path.relative_to(results)) for path in results.rglob("*") if "training_log" not in path.name}
+    files = {str(path.relative_to(folder)) for path in paths if "training_log" not in path.name}
     (table,) = (folder / "study").rglob("measurements.csv")
     with table.open(newline="") as file:
         rows = [
