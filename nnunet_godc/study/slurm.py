@@ -140,7 +140,7 @@ class SlurmExecutor:
             states[name] = changed
             if word in ENDS:
                 # What the job has written before it ended holds.
-                changed = _ended(changed, word, [states[other] for other in needed[name]])
+                changed = _ended(changed, word, [states[other] for other in needed[name] if other in states])
             else:
                 alive[name] = slurm_id
                 # One that has written since Slurm was asked no longer waits.

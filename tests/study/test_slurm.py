@@ -386,7 +386,9 @@ def test_what_slurm_says_of_a_job_becomes_its_state(
 def test_what_the_queue_has_forgotten_is_looked_up_in_the_accounts(
     tmp_path: Path, pretend: Callable[[str, str], None]
 ) -> None:
-    study = Study(tmp_path / "study", [make_job("first"), make_job("second", depends_on=("first",))], {})
+    # As the cascade's second stage needs folds of the first that another study may have trained.
+    first = make_job("first", depends_on=("trained elsewhere",))
+    study = Study(tmp_path / "study", [first, make_job("second", depends_on=("first",))], {})
     write_state(study.folder, "first", State("running", scheduler_id="8", attempts=1))
     write_state(study.folder, "second", State("queued", scheduler_id="9"))
     pretend("squeue", "echo '10|RUNNING|None'")
