@@ -484,8 +484,9 @@ def has_checkpoint(job: Job) -> bool:
 def result_set(folder: Path) -> tuple[set[str], list[tuple[str, ...]]]:
     """Names of all results that a study has left, and what every measurement is of."""
     paths = [path for part in ("nnUNet_results", "study/evaluation") for path in (folder / part).rglob("*")]
-    # nnU-Net names a log by the time, and begins one at each attempt
-    files = {str(path.relative_to(folder)) for path in paths if "training_log" not in path.name}
+    # nnU-Net names a log by the time, and begins one at each attempt; what is measured is kept by the hash of its input
+    kept = [path for path in paths if "training_log" not in path.name and path.parent.name != "measured"]
+    files = {str(path.relative_to(folder)) for path in kept}
     (table,) = (folder / "study").rglob("measurements.csv")
     with table.open(newline="") as file:
         rows = [
