@@ -150,24 +150,25 @@ def gradient_by_samples(
                 plane = tl.zeros((VOXELS,), tl.float32)
                 plane_by_y = tl.zeros((VOXELS,), tl.float32)
                 plane_by_x = tl.zeros((VOXELS,), tl.float32)
-                for right in tl.static_range(2):
+                for back in tl.static_range(2):
                     line = tl.zeros((VOXELS,), tl.float32)
                     line_by_x = tl.zeros((VOXELS,), tl.float32)
-                    points = (shared + _step(size, up, right, ROW))[:, None] + (c + channels)[None, :]
+                    points = (shared + _step(size, up, back, ROW))[:, None] + (c + channels)[None, :]
+                    # read 4 channels per thread, as they are added: then both go by one distribution over threads
                     values = table + tl.max_contiguous(points, (1, 4))
                     grads_at = grad_table + tl.max_contiguous(points, (1, 4))
                     for beside in tl.static_range(2):
                         product = tl.sum(tl.load(values + beside * ROW).to(tl.float32) * grad_samples, 1)
                         line += product * along_x[beside]
                         line_by_x += product * along_x[beside + 2]
-                        share = along_z[up] * along_y[right] * along_x[beside] * scale
+                        share = along_z[up] * along_y[back] * along_x[beside] * scale
                         grad = grad_samples * share[:, None]
                         if fixed_point is not None:
                             grad = (grad * tl.load(fixed_point)).to(tl.int64)
                         tl.atomic_add(grads_at + beside * ROW, grad, (share != 0)[:, None], sem="relaxed")
-                    plane += line * along_y[right]
-                    plane_by_y += line * along_y[right + 2]
-                    plane_by_x += line_by_x * along_y[right]
+                    plane += line * along_y[back]
+                    plane_by_y += line * along_y[back + 2]
+                    plane_by_x += line_by_x * along_y[back]
                 by_mask += plane * along_z[up]
                 by_z += plane * along_z[up + 2]
                 by_y += plane_by_y * along_z[up]
@@ -245,20 +246,20 @@ def _interpolate(rows, size, along_z, along_y, along_x, scale, channels, ROW: tl
     """Samples (voxels, channels): sums over the 4 or 8 points around each position."""
     samples = tl.zeros((rows.shape[0], channels.shape[0]), tl.float32)
     for up in tl.static_range(AXES - 1):
-        for right in tl.static_range(2):
-            points = (rows + _step(size, up, right, ROW))[:, None] + channels[None, :]
+        for back in tl.static_range(2):
+            points = (rows + _step(size, up, back, ROW))[:, None] + channels[None, :]
             for beside in tl.static_range(2):
-                share = along_z[up] * along_y[right] * along_x[beside] * scale
+                share = along_z[up] * along_y[back] * along_x[beside] * scale
                 samples += share[:, None] * tl.load(points + beside * ROW).to(tl.float32)
     return samples
 
 
 @triton.jit
-def _step(size, up: tl.constexpr, right: tl.constexpr, ROW: tl.constexpr):
+def _step(size, up: tl.constexpr, back: tl.constexpr, ROW: tl.constexpr):
     """From the lowest point around a position to another one, in elements; 0 along an axis of a single point."""
     above = tl.where(size[0] > 1, size[1] * size[2], 0)
     behind = tl.where(size[1] > 1, size[2], 0)
-    return tl.cast(up * above + right * behind, tl.int64) * ROW
+    return tl.cast(up * above + back * behind, tl.int64) * ROW
 
 
 @triton.jit
