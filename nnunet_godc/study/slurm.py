@@ -283,10 +283,8 @@ def _ask_slurm(slurm_ids: Iterable[str]) -> dict[str, tuple[str, str]]:
     if forgotten:
         # The queue forgets a job minutes after its end; not every cluster keeps accounts.
         with contextlib.suppress(UserError):
-            accounts = _slurm(
-                *("sacct", "--allocations", "--array", "--noheader", "--parsable2", "--format=JobID,State"),
-                f"--jobs={','.join(forgotten)}",
-            )
+            asked = f"--jobs={','.join(forgotten)}"
+            accounts = _slurm("sacct", "--allocations", "--noheader", "--parsable2", "--format=JobID,State", asked)
             for line in accounts.splitlines():
                 slurm_id, _, word = line.partition("|")
                 if slurm_id in found:

@@ -340,6 +340,22 @@ def test_a_job_that_ends_before_it_begins_points_to_what_slurm_logged(make_study
     assert "module-that-does-not-exist" in log.read_text()
 
 
+@pytest.mark.slurm
+def test_the_accounts_understand_what_they_are_asked(cluster: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+    command = slurm._slurm
+
+    def record(*words: str) -> str:
+        asked.append(words)
+        return command(*words)
+
+    monkeypatch.setattr(slurm, "_slurm", record)
+    assert slurm._ask_slurm(["4000000"]) == {"4000000": (slurm.FORGOTTEN, "")}
+    assert asked[-1][0] == "sacct"
+    answer = subprocess.run(asked[-1], capture_output=True, text=True)
+    assert answer.returncode == 0 or "accounting storage is disabled" in answer.stderr
+
+
 def test_without_slurm_the_error_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     study = Study(tmp_path / "study", [make_job("train")], {})
