@@ -1,16 +1,39 @@
-"""Launching a Triton kernel, or compiling it ahead of time for a GPU that is not there."""
+"""Launching a Triton kernel, compiling it ahead of time for a GPU that is not there, and whether there is one."""
 
 from __future__ import annotations
 
 import contextlib
+import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import import_module
+from importlib.util import find_spec
 from typing import Any
 
 import torch
 from torch import Tensor
 
+CAPABILITY = (8, 0)  # Ampere, the oldest with products in bfloat16
 WARP = 32  # threads
+
+
+def why_unusable(attempt: Callable[[], None], consequence: str) -> str | None:
+    """None where a GPU runs the kernels that the attempt launches, else the reason; a failure of it is warned about."""
+    if not torch.cuda.is_available():
+        return "PyTorch sees no CUDA device"
+    if find_spec("triton") is None:
+        return "triton is not installed; PyTorch for CUDA on Linux brings it along"
+    capability = torch.cuda.get_device_capability()
+    if capability < CAPABILITY:
+        return f"the GPU has compute capability {capability[0]}.{capability[1]}; the kernels need 8.0 (Ampere) or newer"
+    try:
+        attempt()
+    except Exception as error:  # Triton raises its own, the C compiler's or the driver's
+        first_line = str(error).strip().partition("\n")[0]
+        reason = f"triton cannot compile here ({type(error).__name__}: {first_line})"
+        warnings.warn(f"nnunet-godc: {reason}; {consequence}", RuntimeWarning, stacklevel=3)
+        return reason
+    return None
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ Array = NDArray[Any]
 @cache
 def why_unusable() -> str | None:
     """None where numba is installed and compiles the loops, else the reason; a failure is warned about once."""
-    return compiled_loops.why_unusable(_try, "the loss takes the slower loops of PyTorch")
+    return compiled_loops.why_unusable(_try, "the loss takes the slower operations of PyTorch")
 
 
 def _try() -> None:

@@ -7,17 +7,15 @@ are cut.
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterator
 from functools import cache
-from importlib.util import find_spec
 
 import torch
 from torch import Tensor
 
+from nnunet_godc import triton_launch
 from nnunet_godc.ops._triton_launch import Call
 
-CAPABILITY = (8, 0)  # Ampere, the oldest with products in bfloat16
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 # Temporary memory, the float32 gradient of the input above all: samples of the batch are taken one after the other
 # when they would need more together.
@@ -27,25 +25,14 @@ WORKSPACE = 256 * 2**20
 @cache
 def why_unusable() -> str | None:
     """None where a GPU runs the kernels, else the reason; a failure of the compiler is warned about once."""
-    if not torch.cuda.is_available():
-        return "PyTorch sees no CUDA device"
-    if find_spec("triton") is None:
-        return "triton is not installed; PyTorch for CUDA on Linux brings it along"
-    capability = torch.cuda.get_device_capability()
-    if capability < CAPABILITY:
-        return f"the GPU has compute capability {capability[0]}.{capability[1]}; the kernels need 8.0 (Ampere) or newer"
-    try:
-        one = torch.ones(1, 16, 2, 2, device="cuda", dtype=torch.float16)
-        offset, weight = one[:, :2], one[:, :, :1, :1]
-        forward(one, offset, weight, None, None, [0, 0], [1, 1], 1)
-        backward(one[:, :1], one, offset, weight, None, [0, 0], [1, 1], 1)
-    except Exception as error:  # Triton raises its own, the C compiler's or the driver's
-        reason = f"triton cannot compile here ({type(error).__name__}: {str(error).strip().splitlines()[0]})"
-        warnings.warn(
-            f"nnunet-godc: {reason}; deformable convolutions take the slower reference", RuntimeWarning, stacklevel=2
-        )
-        return reason
-    return None
+    return triton_launch.why_unusable(_try, "deformable convolutions take the slower reference")
+
+
+def _try() -> None:
+    one = torch.ones(1, 16, 2, 2, device="cuda", dtype=torch.float16)
+    offset, weight = one[:, :2], one[:, :, :1, :1]
+    forward(one, offset, weight, None, None, [0, 0], [1, 1], 1)
+    backward(one[:, :1], one, offset, weight, None, [0, 0], [1, 1], 1)
 
 
 def supports(input: Tensor, offset: Tensor, weight: Tensor, offset_groups: int) -> bool:
