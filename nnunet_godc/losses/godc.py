@@ -77,9 +77,10 @@ def union_norm(union: Tensor, normalization: Normalization) -> Tensor:
 def dice_weight(union: Tensor, norm: Tensor, exponent: float) -> Tensor:
     """The weight (U / norm) ** exponent of each sample and class, (B, C) and (C,) -> (B, C).
 
-    A norm of zero means that nothing was predicted and nothing is there in any sample: the weight is 1.
+    A norm of zero means that nothing was predicted and nothing is there in any sample: the weight is 1. So does one
+    below the normal numbers, whose reciprocal, a derivative of the weight, may be infinite.
     """
-    nothing = norm == 0
+    nothing = norm < torch.finfo(norm.dtype).tiny
     ratio = torch.where(nothing, torch.ones_like(union), union / torch.where(nothing, torch.ones_like(norm), norm))
     if exponent == 1:
         return ratio
