@@ -20,21 +20,24 @@ TWO_AND_ONE = [[0, 2], [1]]
 NORMALIZATIONS = get_args(Normalization)
 
 CASES = [
-    ({"normalization": normalization, "detach": detach}, samples, None)
+    ({"normalization": normalization, "detach": detach}, samples, None, False)
     for normalization in NORMALIZATIONS
     for detach in (True, False)
     for samples in (ONE_EACH, TWO_AND_ONE)
 ]
-CASES += [({"exponent": 2.0}, TWO_AND_ONE, None)]
-CASES += [({"normalization": normalization}, TWO_AND_ONE, "aot_eager") for normalization in NORMALIZATIONS]
-CASES += [({"detach": False}, TWO_AND_ONE, "aot_eager"), ({}, TWO_AND_ONE, "inductor")]
+CASES += [({"exponent": 2.0}, TWO_AND_ONE, None, False)]
+CASES += [({"normalization": normalization}, TWO_AND_ONE, "aot_eager", False) for normalization in NORMALIZATIONS]
+CASES += [({"normalization": normalization}, TWO_AND_ONE, None, True) for normalization in NORMALIZATIONS]
+CASES += [({"detach": False}, ONE_EACH, None, True), ({"normalization": "running"}, TWO_AND_ONE, "aot_eager", True)]
+CASES += [({"detach": False}, TWO_AND_ONE, "aot_eager", False), ({}, TWO_AND_ONE, "inductor", False)]
 CXX = os.environ.get("CXX", "clang++" if sys.platform == "darwin" else "g++")
 inductor_works = shutil.which(CXX) is not None
 
 
 def describe(case):
-    options, samples, backend = case
+    options, samples, backend, in_one_pass = case
     entries = [*options.values(), "+".join(str(len(rank)) for rank in samples), backend or "eager"]
+    entries += ["one pass"] * in_one_pass
     return "-".join(str(entry) for entry in entries)
 
 
@@ -74,7 +77,7 @@ needs_compiler = pytest.mark.skipif(not inductor_works, reason=f"inductor needs 
     ],
 )
 def test_gradients_are_those_of_one_process_with_the_whole_batch(two_ranks, results, index):
-    options, samples, _ = CASES[index]
+    options, samples, *_ = CASES[index]
     loss = two_ranks.make_loss(GODCConfig(**options), ddp=False)
     steps, state = two_ranks.gradients(two_ranks.make_network(), loss, [*samples[0], *samples[1]])
     for rank in range(2):
@@ -83,7 +86,7 @@ def test_gradients_are_those_of_one_process_with_the_whole_batch(two_ranks, resu
 
 @pytest.mark.parametrize("normalization", NORMALIZATIONS)
 def test_one_sample_per_rank_is_still_weighed(two_ranks, results, normalization):
-    index = CASES.index(({"normalization": normalization, "detach": True}, ONE_EACH, None))
+    index = CASES.index(({"normalization": normalization, "detach": True}, ONE_EACH, None, False))
     dice = two_ranks.make_loss(GODCConfig(exponent=0.0), ddp=False)
     steps, _ = two_ranks.gradients(two_ranks.make_network(), dice, [*ONE_EACH[0], *ONE_EACH[1]])
     weighed = results[0][index][0]

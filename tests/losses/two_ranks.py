@@ -8,6 +8,7 @@ from nnunetv2.training.loss.compound_losses import DC_and_CE_loss
 from torch import nn
 
 from nnunet_godc.losses import GODCConfig, GODCLoss
+from nnunet_godc.losses.compounds import fused
 
 STEPS = 2  # the running mean takes part from the second step on
 
@@ -28,9 +29,10 @@ def make_step(step):
     return labels * torch.tensor([0.2, 1, 3]).view(3, 1, 1, 1, 1) + noise, labels
 
 
-def make_loss(config, ddp):
+def make_loss(config, ddp, in_one_pass=False):
     options = {"batch_dice": True, "smooth": 1e-5, "do_bg": False, "ddp": ddp, "config": config, "classes": 3}
-    return DC_and_CE_loss(options, {}, weight_ce=0, dice_class=GODCLoss)
+    loss = DC_and_CE_loss(options, {}, weight_ce=0, dice_class=GODCLoss)
+    return fused(loss) if in_one_pass else loss
 
 
 def gradients(network, loss, samples):
@@ -45,17 +47,19 @@ def gradients(network, loss, samples):
 
 
 def run_rank(rank, folder, cases):
-    """Trains each case, (options of GODCConfig, samples of each rank, backend of torch.compile or None)."""
+    """Trains each case: options of GODCConfig, samples of each rank, backend of torch.compile or None, in one pass."""
     torch.set_num_threads(1)
     torch._inductor.config.compile_threads = 1  # no pool of compilers beside each rank
     rendezvous = f"file://{Path(folder) / 'rendezvous'}"
     torch.distributed.init_process_group("gloo", init_method=rendezvous, rank=rank, world_size=2)
     results = []
-    for options, samples, backend in cases:
+    for options, samples, backend, in_one_pass in cases:
         torch._dynamo.reset()
         network = nn.parallel.DistributedDataParallel(make_network())
-        loss = make_loss(GODCConfig(**options), ddp=True)
-        if backend is not None:
+        loss = make_loss(GODCConfig(**options), True, in_one_pass)
+        if backend is not None and in_one_pass:
+            loss.compile(backend=backend)
+        elif backend is not None:
             loss.dc = torch.compile(loss.dc, backend=backend)
         results.append(gradients(network, loss, samples[rank]))
     torch.save(results, Path(folder) / f"rank{rank}.pt")
