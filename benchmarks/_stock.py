@@ -33,7 +33,7 @@ class SoftDice(nn.Module):
         probabilities = logits.softmax(1)
         axes = tuple(range(2, logits.dim()))
         with torch.no_grad():
-            one_hot = torch.zeros(logits.shape, dtype=torch.bool, device=logits.device)
+            one_hot = torch.zeros(logits.shape, dtype=torch.float32, device=logits.device)
             one_hot.scatter_(1, labels.long(), 1)
             reference = one_hot[:, 1:].sum(axes)
         intersection = (probabilities[:, 1:] * one_hot[:, 1:]).sum(axes)

@@ -1,66 +1,85 @@
-"""GODC against nnU-Net's soft Dice loss, per sample and pooled over the batch, alone and beside cross-entropy."""
+"""GODC and cross-entropy, one after the other and in one pass, against nnU-Net's soft Dice and cross-entropy.
+
+On the CPU of one output, as nnU-Net runs it there; on a GPU of all outputs of deep supervision, in fp16 autocast, and
+compiled as the trainers do it besides. Needs no more than PyTorch and dynamic_network_architectures.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import partial
 
 import torch
+from _godc import GODCInOnePass, godc
 from _measure import Step, compare, forward_backward, parse_arguments, write_results
+from _stock import DeepSupervision, DiceAndCrossEntropy, SoftDice
 from torch import Tensor, nn
 
-from nnunet_godc.losses import GODCConfig, GODCLoss
+CPU_SHAPES = [(2, 3, 96, 96, 96), (2, 14, 64, 64, 64)]
+GPU_SHAPES = [(2, 3, 128, 128, 128), (2, 105, 128, 128, 128)]
+OUTPUTS = 5  # of deep supervision, each half as large as the one before
 
-try:
-    from nnunetv2.training.loss.compound_losses import DC_and_CE_loss
-    from nnunetv2.training.loss.dice import MemoryEfficientSoftDiceLoss
-except ImportError:
-    DC_and_CE_loss = MemoryEfficientSoftDiceLoss = None
-
-SHAPES = [(2, 3, 64, 64, 64), (2, 14, 48, 48, 48)]
-DICE_OPTIONS = {"smooth": 1e-5, "do_bg": False, "ddp": False}
+STOCK = "nnU-Net's Dice + cross-entropy"
+PLAIN = "GODC + cross-entropy, one after the other"
+IN_ONE_PASS = "GODC + cross-entropy, in one pass"
 
 
-def dice_terms() -> dict[str, Callable[..., nn.Module]]:
-    terms: dict[str, Callable[..., nn.Module]] = {"GODC": partial(GODCLoss, config=GODCConfig())}
-    if MemoryEfficientSoftDiceLoss is not None:
-        terms["nnU-Net's sample Dice"] = partial(MemoryEfficientSoftDiceLoss, batch_dice=False)
-        terms["nnU-Net's batch Dice"] = partial(MemoryEfficientSoftDiceLoss, batch_dice=True)
-    return terms
+def losses() -> dict[str, nn.Module]:
+    """What nnU-Net runs on the CPU, and ours."""
+    return {
+        STOCK: DiceAndCrossEntropy(SoftDice(batch_dice=False), compiled=False),
+        PLAIN: DiceAndCrossEntropy(godc(), compiled=False),
+        IN_ONE_PASS: GODCInOnePass(),
+    }
 
 
-def softmax(logits: Tensor) -> Tensor:
-    return logits.softmax(1)
+def supervised_losses() -> dict[str, nn.Module]:
+    """With deep supervision, as they are and compiled: nnU-Net compiles the Dice term alone, our trainers all of it."""
+    wrap = partial(DeepSupervision, outputs=OUTPUTS)
+    in_one_pass = wrap(GODCInOnePass())
+    in_one_pass.compile()
+    return {name: wrap(loss) for name, loss in losses().items()} | {
+        f"{STOCK}, compiled": wrap(DiceAndCrossEntropy(SoftDice(batch_dice=False), compiled=True)),
+        f"{PLAIN}, compiled": wrap(DiceAndCrossEntropy(godc(), compiled=True)),
+        f"{IN_ONE_PASS}, compiled": in_one_pass,
+    }
 
 
-def steps(shape: tuple[int, ...], device: torch.device) -> tuple[dict[str, Step], dict[str, Step]]:
-    """What is timed: Dice terms alone, and each beside cross-entropy."""
+def random_batch(shape: tuple[int, ...], device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Logits and labels."""
+    logits = torch.randn(shape, device=device, dtype=dtype, requires_grad=True)
+    labels = torch.randint(shape[1], (shape[0], 1, *shape[2:]), device=device)
+    return logits, labels.float()  # nnU-Net's loader gives floats
+
+
+def steps(shape: tuple[int, ...], device: torch.device) -> dict[str, Step]:
     torch.manual_seed(0)
-    logits = torch.randn(shape, device=device, requires_grad=True)
-    labels = torch.randint(shape[1], (shape[0], 1, *shape[2:]), device=device).float()  # nnU-Net's loader gives floats
-    alone, compound = {}, {}
-    for name, term in dice_terms().items():
-        loss = term(apply_nonlin=softmax, **DICE_OPTIONS)
-        alone[name] = forward_backward(partial(loss, logits, labels), [logits])
-        if DC_and_CE_loss is not None:
-            both = DC_and_CE_loss(DICE_OPTIONS, {}, dice_class=term)
-            compound[f"{name} + cross-entropy"] = forward_backward(partial(both, logits, labels), [logits])
-    return alone, compound
+    if device.type != "cuda":
+        logits, labels = random_batch(shape, device, torch.float32)
+        return {name: forward_backward(partial(loss, logits, labels), [logits]) for name, loss in losses().items()}
+    levels = [(*shape[:2], *(extent >> level for extent in shape[2:])) for level in range(OUTPUTS)]
+    batches = [random_batch(level, device, torch.float16) for level in levels]
+    outputs, targets = [logits for logits, _ in batches], [labels for _, labels in batches]
+
+    def under_autocast(loss: nn.Module) -> Tensor:
+        with torch.autocast("cuda"):
+            value: Tensor = loss(outputs, targets)
+        return value
+
+    return {
+        # the coarsest output does not count
+        name: forward_backward(partial(under_autocast, loss), outputs[:-1])
+        for name, loss in supervised_losses().items()
+    }
 
 
 def main() -> None:
     arguments = parse_arguments(__doc__)
     device = torch.device(arguments.device)
-    notes = []
-    if MemoryEfficientSoftDiceLoss is None:
-        notes.append("nnunetv2 is not installed: its Dice losses, and cross-entropy beside Dice, are left out.")
-        print(notes[0])
     measurements = []
-    for shape in SHAPES:
-        for group in steps(shape, device):
-            if group:
-                measurements += compare(" x ".join(map(str, shape)), group, device, arguments.seconds)
-    write_results("loss", measurements, arguments, notes)
+    for shape in GPU_SHAPES if device.type == "cuda" else CPU_SHAPES:
+        torch.compiler.reset()
+        measurements += compare(" x ".join(map(str, shape)), steps(shape, device), device, arguments.seconds)
+    write_results("loss", measurements, arguments, notes=[])
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 from _counts import Counts, count
+from _godc import GODCInOnePass
 from _measure import parse_arguments, peak_memory_mib, quartiles, synchronise, time_ms, write_report
 from _stock import (
     BATCH_SIZE,
@@ -33,7 +34,6 @@ from _stock import (
 from torch import Tensor, nn
 
 from nnunet_godc.alignment import LFAMConfig, align_skips
-from nnunet_godc.losses import GODCConfig, GODCLoss
 
 STOCK, GODC = "stock nnU-Net", "GODC"
 # In the order of interest: where the time does not suffice, the last ones are left out.
@@ -89,9 +89,10 @@ def make(name: str, sizes: Sizes, device: torch.device) -> Candidate:
         for parameter in model.decoder.alignment.offset_parameters():  # type: ignore[union-attr, operator]
             nn.init.normal_(parameter, std=OFFSETS)
     compiled = device.type == "cuda"
-    softmax = partial(torch.softmax, dim=1)
-    dice = GODCLoss(softmax, do_bg=False, ddp=False, config=GODCConfig()) if name == GODC else SoftDice()
-    loss = DeepSupervision(DiceAndCrossEntropy(dice, compiled), len(sizes.features) - 1)
+    both = GODCInOnePass() if name == GODC else DiceAndCrossEntropy(SoftDice(), compiled)
+    loss = DeepSupervision(both, len(sizes.features) - 1)
+    if name == GODC and compiled:
+        loss.compile()
     data = batch(sizes.patch, BATCH_SIZE, len(sizes.features), device)
     step = TrainingStep(model, loss, data, compiled)
     started = time.perf_counter()

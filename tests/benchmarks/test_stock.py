@@ -7,11 +7,15 @@ from pathlib import Path
 
 import pytest
 import torch
+from _godc import GODCInOnePass
 from _stock import FEATURES, DeepSupervision, DiceAndCrossEntropy, SoftDice, TrainingStep, batch, network
 from nnunetv2.training.loss.compound_losses import DC_and_CE_loss
 from nnunetv2.training.loss.deep_supervision import DeepSupervisionWrapper
 from nnunetv2.training.loss.dice import MemoryEfficientSoftDiceLoss
 from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
+
+from nnunet_godc.losses import GODCLoss
+from nnunet_godc.losses.compounds import FusedDiceAndCrossEntropy, fused
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 PLANS = Path(__file__).parents[3] / "shared" / "data" / "lits" / "plans.json"
@@ -33,6 +37,15 @@ def test_the_loss_is_nnunets(batch_dice):
         strict=True,
     ):
         torch.testing.assert_close(mine, theirs)
+
+
+def test_godc_in_one_pass_is_that_of_the_trainers():
+    _, targets = batch((16, 16, 16), samples=2, stages=2, device=torch.device("cpu"))
+    logits = torch.randn(2, 3, 16, 16, 16)
+    options = {"batch_dice": False, "smooth": 1e-5, "do_bg": False, "ddp": False}
+    compound = fused(DC_and_CE_loss(options, {}, dice_class=GODCLoss))
+    assert isinstance(compound, FusedDiceAndCrossEntropy)
+    torch.testing.assert_close(GODCInOnePass()(logits, targets[0]), compound(logits, targets[0]))
 
 
 @pytest.mark.skipif(not PLANS.exists(), reason="the plans of LiTS are not at hand")
