@@ -104,13 +104,12 @@ class nnUNetTrainerGODCLFAMCheckpointedWatched(Watched, trainers.nnUNetTrainerGO
 """
 
 
-def train(workspace: Any, trainers: list[str], *options: str) -> str:
-    """Trains one after the other on two ranks, and returns what was printed."""
-    printed: str = workspace.run(
+def train(workspace: Any, trainers: list[str], *options: str) -> None:
+    """Trains one after the other on two ranks."""
+    workspace.run(
         *(sys.executable, COMMAND, DATASET, CONFIGURATION, "0", "-tr", ",".join(trainers), "-p", PLANS),
         *("-num_gpus", "2", *options),
     )
-    return printed
 
 
 def fold(workspace: Any, trainer: str) -> Path:
@@ -126,14 +125,14 @@ def seen(workspace: Any, trainer: str, epoch: int) -> list[dict[str, Any]]:
 
 @pytest.fixture(scope="module")
 def workspace(tiny_workspace: Any) -> Iterator[Any]:
-    """All trainers trained for an epoch on two ranks, and the main one continued for another; with what was printed."""
+    """All trainers trained for an epoch on two ranks, and the main one continued for another."""
     (tiny_workspace.users_trainers / "watched.py").write_text(USERS_TRAINERS)
+    train(tiny_workspace, [TRAINER, *VARIANTS])
+    shutil.copy(fold(tiny_workspace, TRAINER) / "checkpoint_final.pth", tiny_workspace.folder / "first.pth")
     with pytest.MonkeyPatch.context() as patch:
-        train(tiny_workspace, [TRAINER, *VARIANTS])
         patch.setenv("EPOCHS", "2")
-        shutil.copy(fold(tiny_workspace, TRAINER) / "checkpoint_final.pth", tiny_workspace.folder / "first.pth")
         train(tiny_workspace, [TRAINER], "--c")
-        yield tiny_workspace
+    yield tiny_workspace
     (tiny_workspace.users_trainers / "watched.py").unlink()
 
 
