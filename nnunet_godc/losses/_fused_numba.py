@@ -1,4 +1,7 @@
-"""Soft statistics and cross-entropy of logits on the CPU, by compiled loops that need no memory of a patch's size."""
+"""Soft statistics and cross-entropy of logits on the CPU, by compiled loops that need no memory of a patch's size.
+
+Every thread adds up a part of each sample, so that the last digits of the sums depend on how many threads there are.
+"""
 
 from __future__ import annotations
 
