@@ -19,6 +19,7 @@ LOGITS = (torch.float16, torch.bfloat16, torch.float32)
 TARGETS = (torch.bool, torch.uint8, torch.int16, torch.int32, torch.int64, *LOGITS)
 CLASSES = 256  # more would leave a tile too few voxels to be read in whole sectors of memory
 TILE = 4096  # logits
+TILE_VOXELS = 1024  # at most; with few classes, what is kept per voxel would not fit into the registers
 PROGRAMS = 1024  # several for each multiprocessor
 WARPS = 4
 KERNELS = "nnunet_godc.losses._fused_triton_kernels"
@@ -107,5 +108,5 @@ def _constants(logits: Tensor, target: Tensor, regions: bool, ignore_label: int 
         "REGIONS": regions,
         "IGNORES": target.shape[1] > classes if regions else ignore_label is not None,
         "BLOCK_C": block,
-        "BLOCK_V": TILE // block,
+        "BLOCK_V": min(TILE // block, TILE_VOXELS),
     }
