@@ -21,6 +21,7 @@ pytestmark = pytest.mark.slow
 COMMAND = Path(__file__).with_name("two_processes.py")
 CONFIGURATION = "3d_fullres"
 TRAINER = "nnUNetTrainerGODCLFAMWatched"
+IN_DOUBLE = "nnUNetTrainerGODCLFAMDoubleWatched"
 VARIANTS = [f"nnUNetTrainerGODCLFAM{name}Watched" for name in ("Shared", "Guided", "Lite", "Checkpointed")]
 RANKS = range(2)
 STEPS = 2  # per epoch; that a parameter had no part in a step, DistributedDataParallel tells in the next
@@ -87,6 +88,20 @@ class nnUNetTrainerGODCLFAMWatched(Watched, trainers.nnUNetTrainerGODCLFAM):
     pass
 
 
+class nnUNetTrainerGODCLFAMDoubleWatched(nnUNetTrainerGODCLFAMWatched):
+    '''In single precision the order of a sum may turn an activation's sign, and a leaky ReLU has two slopes.'''
+
+    @classmethod
+    def build_network_architecture(cls, plans_manager, *others, **options):
+        return super().build_network_architecture(plans_manager, *others, **options).double()
+
+    def train_step(self, batch):
+        return super().train_step({{**batch, "data": batch["data"].double()}})
+
+    def validation_step(self, batch):
+        return super().validation_step({{**batch, "data": batch["data"].double()}})
+
+
 class nnUNetTrainerGODCLFAMSharedWatched(Watched, trainers.nnUNetTrainerGODCLFAMShared):
     pass
 
@@ -127,7 +142,7 @@ def seen(workspace: Any, trainer: str, epoch: int) -> list[dict[str, Any]]:
 def workspace(tiny_workspace: Any) -> Iterator[Any]:
     """All trainers trained for an epoch on two ranks, and the main one continued for another."""
     (tiny_workspace.users_trainers / "watched.py").write_text(USERS_TRAINERS)
-    train(tiny_workspace, [TRAINER, *VARIANTS])
+    train(tiny_workspace, [TRAINER, IN_DOUBLE, *VARIANTS])
     shutil.copy(fold(tiny_workspace, TRAINER) / "checkpoint_final.pth", tiny_workspace.folder / "first.pth")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("EPOCHS", "2")
@@ -184,8 +199,9 @@ def test_ranks_split_the_batch_and_keep_the_same_weights(workspace: Any, trainer
 
 def test_gradients_are_those_of_one_process_with_the_whole_batch(workspace: Any, one_process: Any) -> None:
     """Each rank holds one sample: without the unions of the others, GODC would be the Dice loss there."""
+    one_process.network.double()
     apart = []
-    for steps in zip(*(rank["steps"] for rank in seen(workspace, TRAINER, epoch=0)), strict=True):
+    for steps in zip(*(rank["steps"] for rank in seen(workspace, IN_DOUBLE, epoch=0)), strict=True):
         weights, batches = steps[0]["weights"], [step["batch"] for step in steps]
         gradient = flat(steps[0]["gradients"].values())
         loss, whole = train_step(one_process, weights, batches)
@@ -193,7 +209,7 @@ def test_gradients_are_those_of_one_process_with_the_whole_batch(workspace: Any,
         assert (gradient - whole).norm() < 1e-5 * whole.norm()
         alone = torch.stack([train_step(one_process, weights, [batch])[1] for batch in batches]).mean(0)
         apart.append((gradient - alone).norm() / whole.norm())
-    assert max(apart) > 2e-4
+    assert max(apart) > 1e-4
 
 
 def test_losses_and_pseudo_dice_are_those_of_all_ranks(workspace: Any) -> None:
