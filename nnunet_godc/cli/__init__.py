@@ -4,7 +4,8 @@ import argparse
 import signal
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from types import FrameType
 from typing import NoReturn, Protocol
 
@@ -54,14 +55,29 @@ def _exit_at_signal(number: int, frame: FrameType | None) -> NoReturn:
     raise SystemExit(128 + number)
 
 
+@contextmanager
+def _sigterm_raises() -> Iterator[None]:
+    """Within, SIGTERM does as Ctrl-C: what runs ends its own commands and leaves nothing half-written.
+
+    Afterwards it is as before. A process pool that this process forks later is ended by SIGTERM, and a worker that
+    inherits a handler written in Python may miss it while it waits for a lock.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, _exit_at_signal)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs `nnunet-godc` with `argv` (default: the process's own arguments) and returns the exit status."""
     arguments = build_parser().parse_args(argv)
-    if threading.current_thread() is threading.main_thread():
-        # As Ctrl-C does, so that what runs below ends its own commands and leaves nothing half-written.
-        signal.signal(signal.SIGTERM, _exit_at_signal)
     try:
-        status: int = arguments.run(arguments)
+        with _sigterm_raises():
+            status: int = arguments.run(arguments)
     except UserError as error:
         print(f"nnunet-godc: {error}", file=sys.stderr)
         return 1

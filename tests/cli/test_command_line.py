@@ -1,4 +1,5 @@
 import argparse
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -82,3 +83,17 @@ def test_warm_start_passes_its_arguments_on(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("nnunet_godc.training.warm_start.warm_start", lambda *arguments: calls.append(arguments))
     assert cli.main(["warm-start", "stock.pth", "out.pth", "-tr", "nnUNetTrainerLFAM"]) == 0
     assert calls == [(Path("stock.pth"), Path("out.pth"), "nnUNetTrainerLFAM")]
+
+
+def test_sigterm_raises_while_a_command_runs_and_not_afterwards(monkeypatch):
+    before = signal.getsignal(signal.SIGTERM)
+    during = []
+
+    def run(arguments):
+        during.append(signal.getsignal(signal.SIGTERM))
+        return 0
+
+    monkeypatch.setattr(cli.doctor, "run", run)
+    assert cli.main(["doctor"]) == 0
+    assert during != [before]
+    assert signal.getsignal(signal.SIGTERM) is before
