@@ -71,6 +71,11 @@ def _weighted(w00, a, w01, b, w10, c, w11, d):  # type: ignore[no-untyped-def]
     return add(add(scale(w00, a), scale(w01, b)), add(scale(w10, c), scale(w11, d)))
 
 
+@_inlined
+def _sum_of(table, w00, a, w01, b, w10, c, w11, d):  # type: ignore[no-untyped-def]
+    return _weighted(w00, load(table, a), w01, load(table, b), w10, load(table, c), w11, load(table, d))
+
+
 @_compiled
 def gather(table, offset, mask, taps, size, output_size, offset_groups, origin, first, last, columns):  # type: ignore[no-untyped-def]
     """Fill `columns` with the interpolated, modulated samples of output voxels `first` to `last`."""
@@ -99,16 +104,7 @@ def gather(table, offset, mask, taps, size, output_size, offset_groups, origin, 
                     w00, w01, w10, w11 = inside * w00, inside * w01, inside * w10, inside * w11
                     a, b, c, d = plane + y0 + x0, plane + y0 + x1, plane + y1 + x0, plane + y1 + x1
                     for i in range(begin, end, LANES):
-                        value = _weighted(
-                            w00,
-                            load(table, a + i),
-                            w01,
-                            load(table, b + i),
-                            w10,
-                            load(table, c + i),
-                            w11,
-                            load(table, d + i),
-                        )
+                        value = _sum_of(table, w00, a + i, w01, b + i, w10, c + i, w11, d + i)
                         store(columns, sample + i, value)
                 else:
                     z0, z1, wz0, wz1, _, _ = _between(z + taps[tap, 0], offset[entry * axes, voxel], size[0])
@@ -116,26 +112,8 @@ def gather(table, offset, mask, taps, size, output_size, offset_groups, origin, 
                     a, b, c, d = z0 + y0 + x0, z0 + y0 + x1, z0 + y1 + x0, z0 + y1 + x1
                     e, f, g, h = z1 + y0 + x0, z1 + y0 + x1, z1 + y1 + x0, z1 + y1 + x1
                     for i in range(begin, end, LANES):
-                        low = _weighted(
-                            w00,
-                            load(table, a + i),
-                            w01,
-                            load(table, b + i),
-                            w10,
-                            load(table, c + i),
-                            w11,
-                            load(table, d + i),
-                        )
-                        high = _weighted(
-                            w00,
-                            load(table, e + i),
-                            w01,
-                            load(table, f + i),
-                            w10,
-                            load(table, g + i),
-                            w11,
-                            load(table, h + i),
-                        )
+                        low = _sum_of(table, w00, a + i, w01, b + i, w10, c + i, w11, d + i)
+                        high = _sum_of(table, w00, e + i, w01, f + i, w10, g + i, w11, h + i)
                         store(columns, sample + i, add(scale(wz0, low), scale(wz1, high)))
 
 
