@@ -56,9 +56,9 @@ def test_kernels_for_many_classes_compile_without_spilling():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("capability", [80, 90])
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
-@pytest.mark.parametrize("classes", [2, 3, 14, 105, 256])
+# each capability and each dtype; all pairs would take the machine code of twice as many kernels
+@pytest.mark.parametrize(("capability", "dtype"), [(80, torch.float16), (90, torch.bfloat16), (90, torch.float32)])
+@pytest.mark.parametrize("classes", [3, 105, 256])
 @pytest.mark.parametrize(
     "options",
     [{}, {"ignored": True}, {"regions": True}, {"regions": True, "ignored": True}],
