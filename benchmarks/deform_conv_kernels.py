@@ -19,6 +19,7 @@ from _compiled import instructions, resources
 from _counts import count
 from _measure import load, write_report
 
+from nnunet_godc.ops._geometry import Arguments
 from nnunet_godc.ops._triton_launch import Call, Launch
 
 BATCH = 2
@@ -66,7 +67,7 @@ def launches(channels: int, extent: int, dtype: torch.dtype) -> Iterator[Launch]
 
     size, taps = (extent,) * 3, math.prod(KERNEL)
     features, offset = empty(BATCH, channels, *size), empty(BATCH, taps * 3, *size)
-    call = Call(features, offset, empty(channels, channels, *KERNEL), None, [1, 1, 1], [1, 1, 1], 1)
+    call = Call(Arguments(features, offset, empty(channels, channels, *KERNEL), None, [1, 1, 1], [1, 1, 1], 1))
     yield call.forward(empty(channels), features)
     grad_table = torch.empty_like(call.table, dtype=torch.float32)
     yield call.gradient_by_samples(features, grad_table, offset, None, None)

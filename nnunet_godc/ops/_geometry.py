@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -19,6 +19,32 @@ class Neighbours(NamedTuple):
     slopes: list[Tensor]  # per displaced axis (K, M), the derivative of the weights by the position
 
 
+class Arguments(NamedTuple):
+    """What one deformable convolution is made of, but for its bias; checked, in the shapes that `deform_conv` takes."""
+
+    input: Tensor
+    offset: Tensor
+    weight: Tensor
+    mask: Tensor | None
+    padding: Sequence[int]
+    dilation: Sequence[int]
+    offset_groups: int
+
+    @property
+    def taps(self) -> int:
+        return math.prod(self.weight.shape[2:])
+
+    @property
+    def displaced_axes(self) -> int:
+        """Offsets move the last so many axes; all of them, or all but the first."""
+        return self.offset.shape[1] // (self.offset_groups * self.taps)
+
+    def of_samples(self, part: slice) -> Arguments:
+        """Those of some samples of the batch."""
+        mask = None if self.mask is None else self.mask[part]
+        return self._replace(input=self.input[part], offset=self.offset[part], mask=mask)
+
+
 @dataclass(frozen=True)
 class Geometry:
     """Sizes of one deformable convolution with stride 1; every tuple runs over the spatial axes, (z, y, x) in 3D."""
@@ -30,22 +56,20 @@ class Geometry:
     padding: tuple[int, ...]
     dilation: tuple[int, ...]
     offset_groups: int
-    displaced_axes: int  # offsets move the last so many axes; all of them, or all but the first
+    displaced_axes: int
 
     @classmethod
-    def of(
-        cls, input: Tensor, offset: Tensor, weight: Tensor, padding: list[int], dilation: list[int], offset_groups: int
-    ) -> Geometry:
-        kernel = tuple(weight.shape[2:])
+    def of(cls, arguments: Arguments) -> Geometry:
+        size, kernel = tuple(arguments.input.shape[2:]), tuple(arguments.weight.shape[2:])
         return cls(
-            batch=input.shape[0],
-            input_size=tuple(input.shape[2:]),
-            output_size=output_size(tuple(input.shape[2:]), kernel, padding, dilation),
+            batch=arguments.input.shape[0],
+            input_size=size,
+            output_size=output_size(size, kernel, arguments.padding, arguments.dilation),
             kernel=kernel,
-            padding=tuple(padding),
-            dilation=tuple(dilation),
-            offset_groups=offset_groups,
-            displaced_axes=offset.shape[1] // (offset_groups * math.prod(kernel)),
+            padding=tuple(arguments.padding),
+            dilation=tuple(arguments.dilation),
+            offset_groups=arguments.offset_groups,
+            displaced_axes=arguments.displaced_axes,
         )
 
     @property
@@ -134,7 +158,7 @@ def channel_groups(inputs: int, outputs: int, groups: int) -> Iterator[tuple[sli
 
 
 def output_size(
-    input_size: tuple[int, ...], kernel: tuple[int, ...], padding: list[int], dilation: list[int]
+    input_size: tuple[int, ...], kernel: tuple[int, ...], padding: Sequence[int], dilation: Sequence[int]
 ) -> tuple[int, ...]:
     """Spatial size of a convolution with stride 1."""
     return tuple(

@@ -6,7 +6,6 @@ the whole map. The loops run in threads of ours, as many as PyTorch uses; a fork
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator
 from functools import cache, partial
 from types import ModuleType
@@ -19,7 +18,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from nnunet_godc import compiled_loops
-from nnunet_godc.ops._geometry import Geometry, channel_groups
+from nnunet_godc.ops._geometry import Arguments, Geometry, channel_groups
 
 CHUNK_BYTES = 4 * 2**20  # of columns: they stay in the cache between being gathered and being multiplied
 CHANNELS_PER_THREAD = 16  # of the scatter: a cache line, so that threads share none
@@ -38,28 +37,22 @@ def _try() -> None:
     one = torch.ones(1, 1, 2, 2, 2)
     offset = torch.zeros(1, 3, 2, 2, 2)
     kernel = torch.ones(1, 1, 1, 1, 1)
-    backward(one, one, offset, kernel, None, [0, 0, 0], [1, 1, 1], 1)
-    forward(one, offset, kernel, None, None, [0, 0, 0], [1, 1, 1], 1)
+    arguments = Arguments(one, offset, kernel, None, [0, 0, 0], [1, 1, 1], 1)
+    backward(one, arguments)
+    forward(arguments, None)
 
 
-def supports(input: Tensor, offset: Tensor, weight: Tensor, offset_groups: int) -> bool:
+def supports(arguments: Arguments) -> bool:
     """Whether this call can be computed here: on the CPU, in single precision or less, two or three axes displaced."""
-    displaced = offset.shape[1] // (offset_groups * math.prod(weight.shape[2:]))
-    return input.device.type == "cpu" and input.dtype != torch.float64 and displaced in (2, 3) and input.numel() > 0
+    input = arguments.input
+    single = input.device.type == "cpu" and input.dtype != torch.float64
+    return single and arguments.displaced_axes in (2, 3) and input.numel() > 0
 
 
-def forward(
-    input: Tensor,
-    offset: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    mask: Tensor | None,
-    padding: list[int],
-    dilation: list[int],
-    offset_groups: int,
-) -> Tensor:
+def forward(arguments: Arguments, bias: Tensor | None) -> Tensor:
     """Deformable convolution; arguments and result as in :func:`nnunet_godc.ops.deform_conv`."""
-    call = _Call(input, offset, weight, mask, padding, dilation, offset_groups)
+    call = _Call(arguments)
+    weight = arguments.weight
     output = torch.empty(call.geometry.batch, weight.shape[0], call.geometry.voxels_out)  # (B, out, L)
     columns = call.new_columns()
     for sample in range(call.geometry.batch):
@@ -71,21 +64,13 @@ def forward(
                 output[sample, outputs, first:last] = products
     if bias is not None:
         output += bias[:, None]
-    return output.view(call.geometry.batch, -1, *call.geometry.output_size).to(input.dtype)
+    return output.view(call.geometry.batch, -1, *call.geometry.output_size).to(arguments.input.dtype)
 
 
-def backward(
-    grad_output: Tensor,
-    input: Tensor,
-    offset: Tensor,
-    weight: Tensor,
-    mask: Tensor | None,
-    padding: list[int],
-    dilation: list[int],
-    offset_groups: int,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def backward(grad_output: Tensor, arguments: Arguments) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Gradients by input, offset, weight and mask; see the reference's for the equations."""
-    call = _Call(input, offset, weight, mask, padding, dilation, offset_groups)
+    call = _Call(arguments)
+    input, offset, weight, mask, *_ = arguments
     batch = call.geometry.batch
     grad_output = grad_output.flatten(2)  # (B, out, L)
     grad_table = torch.zeros(call.table.shape).numpy()
@@ -118,17 +103,9 @@ def backward(
 class _Call:
     """The arguments of one call as the loops take them: float32 arrays, 2D as 3D of one slice."""
 
-    def __init__(
-        self,
-        input: Tensor,
-        offset: Tensor,
-        weight: Tensor,
-        mask: Tensor | None,
-        padding: list[int],
-        dilation: list[int],
-        offset_groups: int,
-    ) -> None:
-        self.geometry = geometry = Geometry.of(input, offset, weight, padding, dilation, offset_groups)
+    def __init__(self, arguments: Arguments) -> None:
+        input, offset, weight, mask, _, _, offset_groups = arguments
+        self.geometry = geometry = Geometry.of(arguments)
         batch, taps = geometry.batch, geometry.taps
         self._per_group = input.shape[1] // offset_groups
         self._padding = -self._per_group % compiled_loops.LANES  # per offset group

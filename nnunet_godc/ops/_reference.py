@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import embedding_bag
 
-from nnunet_godc.ops._geometry import Geometry, Neighbours, channel_groups
+from nnunet_godc.ops._geometry import Arguments, Geometry, Neighbours, channel_groups
 
 # A tile's temporary memory: this share of input + offset + output, and for small maps this many bytes. More makes
 # fewer, larger operations.
@@ -23,18 +23,10 @@ WORKSPACE = 0.5
 SMALLEST_WORKSPACE = 64 * 2**20
 
 
-def forward(
-    input: Tensor,
-    offset: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    mask: Tensor | None,
-    padding: list[int],
-    dilation: list[int],
-    offset_groups: int,
-) -> Tensor:
+def forward(arguments: Arguments, bias: Tensor | None) -> Tensor:
     """Deformable convolution; arguments and result as in :func:`nnunet_godc.ops.deform_conv`."""
-    call = _Call(input, offset, weight, mask, padding, dilation, offset_groups)
+    call = _Call(arguments)
+    weight = arguments.weight
     output = call.table.new_empty(call.geometry.batch, weight.shape[0], call.geometry.voxels_out)  # (B, out, L)
     for tile in call.tiles():
         sampled = torch.cat([points.sample() for points in call.points(tile)], dim=-1)  # (B*l, taps, in)
@@ -42,26 +34,18 @@ def forward(
         output[:, :, tile] = rows.view(call.geometry.batch, -1, weight.shape[0]).transpose(1, 2)
     if bias is not None:
         output += bias[:, None]
-    return output.view(call.geometry.batch, -1, *call.geometry.output_size).to(input.dtype)
+    return output.view(call.geometry.batch, -1, *call.geometry.output_size).to(arguments.input.dtype)
 
 
-def backward(
-    grad_output: Tensor,
-    input: Tensor,
-    offset: Tensor,
-    weight: Tensor,
-    mask: Tensor | None,
-    padding: list[int],
-    dilation: list[int],
-    offset_groups: int,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def backward(grad_output: Tensor, arguments: Arguments) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Gradients of the sum of `grad_output * forward(...)` by input, offset, weight and mask.
 
     With S[k] the samples of tap k (one row per output voxel), forward is sum_k S[k] W[k]^T, hence dW[k] = G^T S[k] and
     dS[k] = G W[k], and S[k] = m sum_c w_c x[row_c] gives the rest: dx[row_c] += m w_c dS, d offset = m sum_c
     <dS, x[row_c]> dw_c/d position, dm = sum_c w_c <dS, x[row_c]>. The mask's gradient is empty without a mask.
     """
-    call = _Call(input, offset, weight, mask, padding, dilation, offset_groups)
+    call = _Call(arguments)
+    input, offset, weight, mask, *_ = arguments
     geometry = call.geometry
     grad_output = grad_output.flatten(2)  # (B, out, L)
     grad_table = torch.zeros_like(call.table)  # (B*P, in)
@@ -106,18 +90,10 @@ def backward(
 class _Call:
     """The arguments of one call in the form in which tiles are cut from them: float32 (float64 stays)."""
 
-    def __init__(
-        self,
-        input: Tensor,
-        offset: Tensor,
-        weight: Tensor,
-        mask: Tensor | None,
-        padding: list[int],
-        dilation: list[int],
-        offset_groups: int,
-    ) -> None:
+    def __init__(self, arguments: Arguments) -> None:
+        input, offset, weight, mask, _, _, offset_groups = arguments
         dtype = torch.float64 if input.dtype == torch.float64 else torch.float32
-        self.geometry = geometry = Geometry.of(input, offset, weight, padding, dilation, offset_groups)
+        self.geometry = geometry = Geometry.of(arguments)
         self.table = input.to(dtype).flatten(2).transpose(1, 2).reshape(-1, input.shape[1]).contiguous()  # (B*P, in)
         self.weight = weight.to(dtype).flatten(2).transpose(1, 2).contiguous()  # (out, taps, in / groups)
         by_tap = (geometry.batch, offset_groups, geometry.taps)

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from nnunet_godc import triton_launch
+from nnunet_godc.ops._geometry import Arguments
 from nnunet_godc.ops._triton_launch import Call
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
@@ -30,61 +31,44 @@ def why_unusable() -> str | None:
 
 def _try() -> None:
     one = torch.ones(1, 16, 2, 2, device="cuda", dtype=torch.float16)
-    offset, weight = one[:, :2], one[:, :, :1, :1]
-    forward(one, offset, weight, None, None, [0, 0], [1, 1], 1)
-    backward(one[:, :1], one, offset, weight, None, [0, 0], [1, 1], 1)
+    arguments = Arguments(one, one[:, :2], one[:, :, :1, :1], None, [0, 0], [1, 1], 1)
+    forward(arguments, None)
+    backward(one[:, :1], arguments)
 
 
-def supports(input: Tensor, offset: Tensor, weight: Tensor, offset_groups: int) -> bool:
+def supports(arguments: Arguments) -> bool:
     """Whether this call can be computed here: on a GPU, all channels in one group, two or three axes displaced."""
-    displaced = offset.shape[1] // (offset_groups * weight.shape[2:].numel())
+    input, offset, weight, *_ = arguments
     return (
         input.is_cuda
         and input.dtype in DTYPES
         and weight.dtype == input.dtype
         and offset.dtype in DTYPES
         and input.shape[1] == weight.shape[1]
-        and displaced in (2, 3)
         and input.numel() > 0
         and weight.numel() > 0
+        and arguments.displaced_axes in (2, 3)
         # positions are read in pairs along x, and rows are counted by 32 bits
         and input.shape[-1] > 1
         and max(input.shape[2:].numel(), offset.shape[2:].numel()) < 2**31
     )
 
 
-def forward(
-    input: Tensor,
-    offset: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    mask: Tensor | None,
-    padding: list[int],
-    dilation: list[int],
-    offset_groups: int,
-) -> Tensor:
+def forward(arguments: Arguments, bias: Tensor | None) -> Tensor:
     """Deformable convolution; arguments and result as in :func:`nnunet_godc.ops.deform_conv`."""
+    input, offset, weight, *_ = arguments
     output = input.new_empty(input.shape[0], weight.shape[0], *offset.shape[2:])
     for part in _parts(input, bytes_per_value=input.element_size()):
-        call = Call(input[part], offset[part], weight, _of(mask, part), padding, dilation, offset_groups)
-        call.forward(bias, output[part]).run()
+        Call(arguments.of_samples(part)).forward(bias, output[part]).run()
     return output
 
 
-def backward(
-    grad_output: Tensor,
-    input: Tensor,
-    offset: Tensor,
-    weight: Tensor,
-    mask: Tensor | None,
-    padding: list[int],
-    dilation: list[int],
-    offset_groups: int,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def backward(grad_output: Tensor, arguments: Arguments) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Gradients by input, offset, weight and mask; see the reference's for the equations.
 
     With `torch.use_deterministic_algorithms` they are the same in every run on the same GPU.
     """
+    input, offset, weight, mask, *_ = arguments
     grad_output = grad_output.contiguous()
     grad_input = torch.empty_like(input, memory_format=torch.contiguous_format)
     grad_offset = torch.empty_like(offset, memory_format=torch.contiguous_format)
@@ -92,15 +76,15 @@ def backward(
     grad_weight = torch.zeros_like(weight, dtype=torch.float32, memory_format=torch.contiguous_format)
     deterministic = torch.are_deterministic_algorithms_enabled()
     for part in _parts(input, bytes_per_value=8 if deterministic else 4):
-        call = Call(input[part], offset[part], weight, _of(mask, part), padding, dilation, offset_groups)
+        call = Call(arguments.of_samples(part))
         by_weight = call.gradient_by_weight(grad_output[part])
         by_weight.run()
         grad_weight += call.weight_like(by_weight.arguments["partial"].sum(0))
 
-        factor = _fixed_point(call, grad_output[part], _of(mask, part)) if deterministic else None
+        factor = _fixed_point(call, grad_output[part]) if deterministic else None
         grad_table = torch.zeros_like(call.table, dtype=torch.int64 if deterministic else torch.float32)
-        by_samples = (grad_output[part], grad_table, grad_offset[part], _of(grad_mask, part), factor)
-        call.gradient_by_samples(*by_samples).run()
+        by_mask = None if grad_mask is None else grad_mask[part]
+        call.gradient_by_samples(grad_output[part], grad_table, grad_offset[part], by_mask, factor).run()
         grad_input[part] = call.input_like(grad_table if factor is None else grad_table / factor)
     return (
         grad_input,
@@ -110,7 +94,7 @@ def backward(
     )
 
 
-def _fixed_point(call: Call, grad_output: Tensor, mask: Tensor | None) -> Tensor:
+def _fixed_point(call: Call, grad_output: Tensor) -> Tensor:
     """The power of two by which the input's gradient is multiplied to be added up in 64-bit integers.
 
     |dx| <= sum over all samples that read x of |dS|, and |dS| <= max |dy| * max_kc sum_o |W_okc|, times |m|; the factor
@@ -118,8 +102,8 @@ def _fixed_point(call: Call, grad_output: Tensor, mask: Tensor | None) -> Tensor
     result, no number: GradScaler finds it.
     """
     bound = grad_output.abs().amax().double() * call.kernel.abs().sum(1, dtype=torch.float64).amax()
-    if mask is not None:
-        bound = bound * mask.abs().amax().clamp_min(1)
+    if call.mask is not None:
+        bound = bound * call.mask.abs().amax().clamp_min(1)
     bound = bound * call.geometry.voxels_out * call.geometry.taps
     # float32 holds no power of two beyond 2^127; where all is zero, any factor will do
     factor = torch.exp2(torch.floor(62 - torch.log2(bound)).clamp_max(120))
@@ -131,7 +115,3 @@ def _parts(input: Tensor, bytes_per_value: int) -> Iterator[slice]:
     samples = max(1, WORKSPACE // (bytes_per_value * input[0].numel()))
     for start in range(0, len(input), samples):
         yield slice(start, start + samples)
-
-
-def _of(tensor: Tensor | None, part: slice) -> Tensor | None:
-    return None if tensor is None else tensor[part]

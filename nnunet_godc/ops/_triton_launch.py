@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nnunet_godc.ops._geometry import Geometry
+from nnunet_godc.ops._geometry import Arguments, Geometry
 from nnunet_godc.triton_launch import WARP, Launch
 
 KERNELS = "nnunet_godc.ops._triton_kernels"
@@ -43,17 +43,9 @@ class Blocks:
 class Call:
     """The arguments of one deformable convolution as the kernels take them; 2D as 3D of one slice."""
 
-    def __init__(
-        self,
-        input: Tensor,
-        offset: Tensor,
-        weight: Tensor,
-        mask: Tensor | None,
-        padding: list[int],
-        dilation: list[int],
-        offset_groups: int,
-    ) -> None:
-        self.geometry = Geometry.of(input, offset, weight, padding, dilation, offset_groups)
+    def __init__(self, arguments: Arguments) -> None:
+        input, offset, weight, mask, _, _, offset_groups = arguments
+        self.geometry = Geometry.of(arguments)
         self.entries = offset_groups * self.geometry.taps
         self.channels = input.shape[1] // offset_groups
         self.outputs = weight.shape[0]

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from nnunet_godc.ops import _numba, _reference, _triton
+from nnunet_godc.ops._geometry import Arguments
 
 
 @dataclass(frozen=True)
@@ -20,17 +21,17 @@ class Backend:
 
     Attributes:
         name: as `nnunet-godc doctor` prints it.
-        forward: with the signature of `_reference.forward`.
-        backward: with the signature of `_reference.backward`.
+        forward: as `_reference.forward`.
+        backward: as `_reference.backward`.
         why_unusable: None where it can run on this machine, otherwise the reason in a sentence.
-        supports: whether it takes this call; called with input, offset, weight and offset_groups.
+        supports: whether it takes this call.
     """
 
     name: str
-    forward: Callable[..., Tensor]
-    backward: Callable[..., tuple[Tensor, Tensor, Tensor, Tensor]]
+    forward: Callable[[Arguments, Tensor | None], Tensor]
+    backward: Callable[[Tensor, Arguments], tuple[Tensor, Tensor, Tensor, Tensor]]
     why_unusable: Callable[[], str | None]
-    supports: Callable[[Tensor, Tensor, Tensor, int], bool]
+    supports: Callable[[Arguments], bool]
 
 
 # Fastest first; the reference comes last and takes everything.
@@ -54,7 +55,7 @@ BACKENDS = (
         forward=_reference.forward,
         backward=_reference.backward,
         why_unusable=lambda: None,
-        supports=lambda input, offset, weight, offset_groups: True,
+        supports=lambda arguments: True,
     ),
 )
 
@@ -64,10 +65,6 @@ def available_backends() -> dict[str, str | None]:
     return {backend.name: backend.why_unusable() for backend in BACKENDS}
 
 
-def select(input: Tensor, offset: Tensor, weight: Tensor, offset_groups: int) -> Backend:
+def select(arguments: Arguments) -> Backend:
     """The fastest usable backend for this call."""
-    return next(
-        backend
-        for backend in BACKENDS
-        if backend.supports(input, offset, weight, offset_groups) and backend.why_unusable() is None
-    )
+    return next(backend for backend in BACKENDS if backend.supports(arguments) and backend.why_unusable() is None)

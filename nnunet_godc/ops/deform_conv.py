@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from nnunet_godc.ops import backends
-from nnunet_godc.ops._geometry import output_size
+from nnunet_godc.ops._geometry import Arguments, output_size
 
 
 def deform_conv(
@@ -144,8 +144,8 @@ def _deform_conv(
     dilation: Sequence[int],
     offset_groups: int,
 ) -> Tensor:
-    backend = backends.select(input, offset, weight, offset_groups)
-    return backend.forward(input, offset, weight, bias, mask, list(padding), list(dilation), offset_groups)
+    arguments = Arguments(input, offset, weight, mask, padding, dilation, offset_groups)
+    return backends.select(arguments).forward(arguments, bias)
 
 
 @torch.library.custom_op(
@@ -164,8 +164,8 @@ def _deform_conv_backward(
     dilation: Sequence[int],
     offset_groups: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    backend = backends.select(input, offset, weight, offset_groups)
-    return backend.backward(grad_output, input, offset, weight, mask, list(padding), list(dilation), offset_groups)
+    arguments = Arguments(input, offset, weight, mask, padding, dilation, offset_groups)
+    return backends.select(arguments).backward(grad_output, arguments)
 
 
 @_deform_conv.register_fake
@@ -179,7 +179,7 @@ def _(
     dilation: Sequence[int],
     offset_groups: int,
 ) -> Tensor:
-    size = output_size(tuple(input.shape[2:]), tuple(weight.shape[2:]), list(padding), list(dilation))
+    size = output_size(tuple(input.shape[2:]), tuple(weight.shape[2:]), padding, dilation)
     return input.new_empty(input.shape[0], weight.shape[0], *size)
 
 

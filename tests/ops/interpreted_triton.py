@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from nnunet_godc.ops import _reference, _triton, _triton_launch
+from nnunet_godc.ops._geometry import Arguments
 
 
 @dataclass(frozen=True)
@@ -90,8 +91,8 @@ def tensors(case):
 
 def run(backend, grad, input, offset, weight, bias, mask, rest):
     """Output and gradients."""
-    output = backend.forward(input, offset, weight, bias, mask, *rest)
-    return [output, *backend.backward(grad, input, offset, weight, mask, *rest)]
+    arguments = Arguments(input, offset, weight, mask, *rest)
+    return [backend.forward(arguments, bias), *backend.backward(grad, arguments)]
 
 
 def errors(case):
@@ -121,8 +122,8 @@ def special_values():
     offset[0, 0, 0, 1, 2] = float("nan")
     offset[0, 1, 1, 1, 1] = float("inf")
     offset[0, 2, 1, 2, 0] = -float("inf")
-    arguments = (input, offset, weight, None, None, [0, 0, 0], [1, 1, 1], 1)
-    return [backend.forward(*arguments)[0, 0].flatten().tolist() for backend in (_triton, _reference)]
+    arguments = Arguments(input, offset, weight, None, [0, 0, 0], [1, 1, 1], 1)
+    return [backend.forward(arguments, None)[0, 0].flatten().tolist() for backend in (_triton, _reference)]
 
 
 def infinite_gradient():
@@ -130,14 +131,14 @@ def infinite_gradient():
     torch.use_deterministic_algorithms(True)
     grad, input, offset, weight, _, _, rest = tensors(_PLAIN)
     grad[0, 0, 0, 0, 0] = float("inf")
-    return _triton.backward(grad, input, offset, weight, None, *rest)[0].isfinite().sum().item()
+    return _triton.backward(grad, Arguments(input, offset, weight, None, *rest))[0].isfinite().sum().item()
 
 
 def zero_gradient():
     """The largest value of the input's gradient where the output's gradient is zero."""
     torch.use_deterministic_algorithms(True)
     grad, input, offset, weight, _, _, rest = tensors(_PLAIN)
-    return _triton.backward(grad.zero_(), input, offset, weight, None, *rest)[0].abs().max().item()
+    return _triton.backward(grad.zero_(), Arguments(input, offset, weight, None, *rest))[0].abs().max().item()
 
 
 def main():

@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nnunet_godc.ops import _numba, _reference, backends, deform_conv
+from nnunet_godc.ops._geometry import Arguments
 
 pytestmark = pytest.mark.skipif(_numba.why_unusable() is not None, reason="numba is not usable here")
 
@@ -41,7 +42,7 @@ def arguments(
     displaced = len(kernel) if displaced is None else displaced
     padding = [dilation * (k // 2) for k in kernel]
     output_size = [n + 2 * p - dilation * (k - 1) for n, p, k in zip(size, padding, kernel, strict=True)]
-    return (
+    return Arguments(
         normal(batch, channels, *size),
         normal(batch, offset_groups * taps * displaced, *output_size) * spread,
         normal(outputs, channels // groups, *kernel),
@@ -54,13 +55,12 @@ def arguments(
 
 def both_ways(arguments):
     """Output and gradients of this backend and of the reference."""
-    input, offset, weight, mask, *rest = arguments
-    bias = torch.linspace(-1, 1, weight.shape[0])
+    bias = torch.linspace(-1, 1, len(arguments.weight))
     results = []
     for backend in (_numba, _reference):
-        output = backend.forward(input, offset, weight, bias, mask, *rest)
+        output = backend.forward(arguments, bias)
         grad = torch.linspace(-1, 1, output.numel(), dtype=torch.float32).view(output.shape).to(output.dtype)
-        results.append((output, *backend.backward(grad, input, offset, weight, mask, *rest)))
+        results.append((output, *backend.backward(grad, arguments)))
     return zip(*results, strict=True)
 
 
@@ -132,9 +132,9 @@ def test_any_shape_agrees_with_the_reference(
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_short_floats_are_summed_in_single_precision(dtype):
-    input, offset, weight, mask, *rest = arguments(modulated=True)
-    short = (input.to(dtype), offset, weight.to(dtype), mask.to(dtype), *rest)
-    assert_alike(short, tolerance=torch.finfo(dtype).eps * 2)
+    single = arguments(modulated=True)
+    short = {name: getattr(single, name).to(dtype) for name in ("input", "weight", "mask")}
+    assert_alike(single._replace(**short), tolerance=torch.finfo(dtype).eps * 2)
 
 
 def test_a_map_of_many_chunks_is_the_same(monkeypatch):
@@ -146,22 +146,21 @@ def test_a_map_of_many_chunks_is_the_same(monkeypatch):
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
 def test_offsets_that_are_no_numbers_do_as_in_the_reference(value):
-    input, offset, *rest = arguments(spread=0.3)
-    offset[0, 5, 1, 2, 3] = value
-    output, expected = next(iter(both_ways((input, offset, *rest))))
+    displaced = arguments(spread=0.3)
+    displaced.offset[0, 5, 1, 2, 3] = value
+    output, expected = next(iter(both_ways(displaced)))
     torch.testing.assert_close(output, expected, equal_nan=True, rtol=1e-5, atol=1e-4)
     assert torch.isnan(output).any() == (value != value)
 
 
 def test_memory_that_is_not_contiguous_is_read_rightly():
-    input, offset, weight, *rest = arguments()
-    strided = (
-        input.permute(0, 4, 3, 2, 1).contiguous().permute(0, 4, 3, 2, 1),
-        offset.flip(0).flip(0).transpose(2, 4).contiguous().transpose(2, 4),
-        weight.transpose(0, 1).contiguous().transpose(0, 1),
-        *rest,
+    compact = arguments()
+    strided = compact._replace(
+        input=compact.input.permute(0, 4, 3, 2, 1).contiguous().permute(0, 4, 3, 2, 1),
+        offset=compact.offset.flip(0).flip(0).transpose(2, 4).contiguous().transpose(2, 4),
+        weight=compact.weight.transpose(0, 1).contiguous().transpose(0, 1),
     )
-    for (ours, _), (theirs, _) in zip(both_ways(strided), both_ways((input, offset, weight, *rest)), strict=True):
+    for (ours, _), (theirs, _) in zip(both_ways(strided), both_ways(compact), strict=True):
         torch.testing.assert_close(ours, theirs)
 
 
@@ -173,22 +172,22 @@ def threads():
 
 
 def test_gradients_by_input_and_offset_do_not_depend_on_threads_or_runs(threads):
-    input, offset, weight, mask, *rest = arguments(channels=64, outputs=8)
+    convolution = arguments(channels=64, outputs=8)
     grad = torch.ones(2, 8, 4, 5, 6)
     results = []
     for count in (1, 2, 4, 4):
         threads(count)
-        results.append(_numba.backward(grad, input, offset, weight, mask, *rest)[:2])
+        results.append(_numba.backward(grad, convolution)[:2])
     for result in results[1:]:
         torch.testing.assert_close(result[0], results[0][0], rtol=1e-6, atol=1e-6)
     assert all(torch.equal(a, b) for a, b in zip(results[2], results[3], strict=True))
 
 
 def test_several_threads_may_call_at_once():
-    input, offset, weight, mask, *rest = arguments(channels=32)
-    expected = _numba.forward(input, offset, weight, None, mask, *rest)
+    convolution = arguments(channels=32)
+    expected = _numba.forward(convolution, None)
     with ThreadPoolExecutor(8) as pool:
-        calls = [pool.submit(_numba.forward, input, offset, weight, None, mask, *rest) for _ in range(32)]
+        calls = [pool.submit(_numba.forward, convolution, None) for _ in range(32)]
         assert all(torch.equal(call.result(), expected) for call in calls)
 
 
@@ -214,11 +213,13 @@ def test_a_forked_process_may_call_after_its_parent_did():
 
 
 def test_it_is_chosen_on_the_cpu_and_double_precision_goes_to_the_reference():
-    input, offset, weight, *_ = arguments()
-    assert backends.select(input, offset, weight, 1).name == "numba"
-    assert backends.select(input.double(), offset, weight, 1).name == "reference"
-    in_line = torch.zeros(1, 9, 5, 5)
-    assert backends.select(torch.zeros(1, 2, 5, 5), in_line, torch.zeros(1, 2, 3, 3), 1).name == "reference"
+    single = arguments()
+    assert backends.select(single).name == "numba"
+    assert backends.select(single._replace(input=single.input.double())).name == "reference"
+    in_line = Arguments(
+        torch.zeros(1, 2, 5, 5), torch.zeros(1, 9, 5, 5), torch.zeros(1, 2, 3, 3), None, *[[1, 1]] * 2, 1
+    )
+    assert backends.select(in_line).name == "reference"
 
 
 def test_without_a_working_numba_one_warning_is_given_and_the_reference_computes(monkeypatch):

@@ -13,7 +13,8 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from nnunet_godc.ops import _reference, _triton, backends, deform_conv
-from tests.ops.interpreted_triton import CASES, tensors
+from nnunet_godc.ops._geometry import Arguments
+from tests.ops.interpreted_triton import CASES, run, tensors
 
 TOLERANCE = {torch.float16: 1e-3, torch.bfloat16: 8e-3, torch.float32: 1e-6}  # two roundings, relative to the largest
 
@@ -25,13 +26,13 @@ def interpreted():
         pytest.skip("triton is not installed")
     root = Path(__file__).parents[2]
     path = os.pathsep.join([str(root), *filter(None, [os.environ.get("PYTHONPATH")])])
-    run = subprocess.run(
+    finished = subprocess.run(
         [sys.executable, "-W", "ignore", "-m", "tests.ops.interpreted_triton"],
         env={**os.environ, "PYTHONPATH": path, "TRITON_INTERPRET": "1"},
         stdout=subprocess.PIPE,
         check=True,
     )
-    return json.loads(run.stdout)
+    return json.loads(finished.stdout)
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -64,18 +65,22 @@ def on_a_gpu(*shape, dtype=torch.float16):
         return torch.empty(shape, dtype=dtype, device="cuda")
 
 
+def supports(input, offset, weight):
+    ones = [1] * (input.dim() - 2)
+    return _triton.supports(Arguments(input, offset, weight, None, ones, ones, 1))
+
+
 def test_calls_that_the_kernels_do_not_know_are_left_to_the_reference():
     input, offset, weight = on_a_gpu(1, 8, 4, 4, 4), on_a_gpu(1, 81, 4, 4, 4), on_a_gpu(8, 8, 3, 3, 3)
-    assert _triton.supports(input, offset, weight, 1)
+    assert supports(input, offset, weight)
     double, in_line = on_a_gpu(1, 8, 4, 4, 4, dtype=torch.float64), on_a_gpu(1, 9, 4, 4)
-    assert not _triton.supports(double, offset, weight, 1)
-    assert not _triton.supports(input, offset, on_a_gpu(8, 4, 3, 3, 3), 1)  # two groups
-    assert not _triton.supports(input, offset, on_a_gpu(8, 8, 3, 3, 3, dtype=torch.float32), 1)  # two dtypes
-    assert not _triton.supports(on_a_gpu(1, 8, 4, 4), in_line, on_a_gpu(8, 8, 3, 3), 1)  # one axis displaced
-    assert not _triton.supports(on_a_gpu(1, 8, 4, 4, 1), on_a_gpu(1, 81, 4, 4, 1), weight, 1)  # one column
-    assert not _triton.supports(on_a_gpu(0, 8, 4, 4, 4), on_a_gpu(0, 81, 4, 4, 4), weight, 1)
-    on_the_cpu = torch.zeros(1, 8, 4, 4, 4), torch.zeros(1, 81, 4, 4, 4), torch.zeros(8, 8, 3, 3, 3)
-    assert not _triton.supports(*on_the_cpu, 1)
+    assert not supports(double, offset, weight)
+    assert not supports(input, offset, on_a_gpu(8, 4, 3, 3, 3))  # two groups
+    assert not supports(input, offset, on_a_gpu(8, 8, 3, 3, 3, dtype=torch.float32))  # two dtypes
+    assert not supports(on_a_gpu(1, 8, 4, 4), in_line, on_a_gpu(8, 8, 3, 3))  # one axis displaced
+    assert not supports(on_a_gpu(1, 8, 4, 4, 1), on_a_gpu(1, 81, 4, 4, 1), weight)  # one column
+    assert not supports(on_a_gpu(0, 8, 4, 4, 4), on_a_gpu(0, 81, 4, 4, 4), weight)
+    assert not supports(torch.zeros(1, 8, 4, 4, 4), torch.zeros(1, 81, 4, 4, 4), torch.zeros(8, 8, 3, 3, 3))
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
@@ -125,16 +130,8 @@ def test_natively_output_and_gradients_are_those_of_the_reference(name, dtype, m
     *values, rest = tensors(case)
     values = [value if value is None else value.to(dtype) for value in values]
     monkeypatch.setattr(_triton, "WORKSPACE", case.workspace)
-    grad, input, offset, weight, bias, mask = to_gpu(values)
-    ours = [
-        _triton.forward(input, offset, weight, bias, mask, *rest),
-        *_triton.backward(grad, input, offset, weight, mask, *rest),
-    ]
-    grad, input, offset, weight, bias, mask = (value if value is None else value.double() for value in values)
-    expected = [
-        _reference.forward(input, offset, weight, bias, mask, *rest),
-        *_reference.backward(grad, input, offset, weight, mask, *rest),
-    ]
+    ours = run(_triton, *to_gpu(values), rest)
+    expected = run(_reference, *(value if value is None else value.double() for value in values), rest)
     for value, reference in zip(ours, expected, strict=True):
         scale = reference.abs().max().item() if reference.numel() else 0.0
         torch.testing.assert_close(value.cpu().double(), reference, rtol=0, atol=TOLERANCE[dtype] * max(scale, 1e-6))
@@ -209,5 +206,6 @@ def test_a_step_under_autocast_with_gradient_scaling():
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
 def test_it_runs_on_the_gpu_where_its_tensors_are():
     values = [value.to("cuda:1") for value in level(extent=8)]
-    expected = _reference.forward(*values[:4], values[4], [1, 1, 1], [1, 1, 1], 1)
-    torch.testing.assert_close(deform_conv(*values[:4], padding=1, mask=values[4]), expected, rtol=1e-2, atol=1e-2)
+    *convolved, bias, mask = values
+    expected = _reference.forward(Arguments(*convolved, mask, [1, 1, 1], [1, 1, 1], 1), bias)
+    torch.testing.assert_close(deform_conv(*convolved, bias, padding=1, mask=mask), expected, rtol=1e-2, atol=1e-2)

@@ -12,6 +12,7 @@ pytestmark = pytest.mark.skipif(find_spec("triton") is None, reason="triton is n
 
 if find_spec("triton") is not None:
     from benchmarks._compiled import resources
+    from nnunet_godc.ops._geometry import Arguments
     from nnunet_godc.ops._triton_launch import Call
 
 # Bytes per thread: the assembler puts up to four registers aside where one more program can then run beside.
@@ -42,9 +43,8 @@ def launch(
     offset = empty(batch, entries * displaced, *size, dtype=offset_dtype or dtype)
     mask = empty(batch, entries, *size) if modulated else None
     padding, dilation = [k // 2 for k in taps], [1] * len(taps)
-    call = Call(
-        empty(batch, channels, *size), offset, empty(channels, channels, *taps), mask, padding, dilation, offset_groups
-    )
+    features, weight = empty(batch, channels, *size), empty(channels, channels, *taps)
+    call = Call(Arguments(features, offset, weight, mask, padding, dilation, offset_groups))
     output = empty(batch, channels, *size)
     if kernel == "forward":
         return call.forward(empty(channels), output)
