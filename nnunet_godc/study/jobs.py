@@ -56,6 +56,8 @@ class Job:
         adopted: whether these paths alone say that it is done, so that plans and trainings which were there before the
             study are taken as they are.
         resume: the first of these whose file is there applies when it is started.
+        lock: file that is locked while it runs, so that studies which write to the same place take turns; empty where
+            it writes to its own study's folder alone.
         plans_file: nnU-Net's plans that it works with, for the record; empty for none.
         seed: of the training; None where it is not seeded.
     """
@@ -69,6 +71,7 @@ class Job:
     expected: tuple[str, ...] = ()
     adopted: bool = False
     resume: tuple[Resume, ...] = ()
+    lock: str = ""
     plans_file: str = ""
     seed: int | None = None
 

@@ -15,6 +15,7 @@ from nnunet_godc.study.jobs import Job, Kind, Resources, Resume
 MOST_PREPROCESSING_WORKERS = {"2d": 8, "3d_fullres": 4, "3d_lowres": 8, "3d_cascade_fullres": 4}
 MOST_WORKERS = 8
 HELD_OUT = "held_out"
+LOCK = ".nnunet-godc.lock"
 
 
 def jobs_of(study: Study, folder: Path) -> list[Job]:
@@ -84,6 +85,7 @@ class _Planner:
                 depends_on=previous,
                 expected=(str(file),),
                 adopted=plans.variation_of is None,
+                lock=str(file.with_name(LOCK)),
                 plans_file=str(file),
             )
             previous = (job.id,)
@@ -128,6 +130,7 @@ class _Planner:
                 ),
                 depends_on=(*planned, *previous),
                 expected=(str(Path(self.study.preprocessed, dataset, "gt_segmentations")),),
+                lock=str(Path(self.study.preprocessed, dataset, LOCK)),
                 plans_file=str(self.study.plans_file(dataset, plans.name)),
             )
             previous = (job.id,)
@@ -174,6 +177,7 @@ class _Planner:
                 Resume(str(folder / "checkpoint_latest.pth"), ("--c",)),
                 Resume(str(folder / "checkpoint_best.pth"), ("--c",)),
             ),
+            lock=str(folder / LOCK),
             plans_file=str(self.study.plans_file(dataset, plans)),
             seed=_seed(trainer) if self.definition.seeds else None,
         )

@@ -43,7 +43,7 @@ def run_job(folder: Path, job_id: str) -> int:
 
     A command that was stopped before goes on from its checkpoint. SIGTERM and SIGINT end the command with all its
     processes and leave the state `interrupted` (exit status 128 plus the signal). While another process runs the same
-    job, this one waits for it.
+    job, or one of another study that writes to the same place, this one waits for it.
 
     Raises:
         UserError: the study has no such job.
@@ -55,17 +55,38 @@ def run_job(folder: Path, job_id: str) -> int:
             print(
                 f"{job_id} is run by process {read_state(folder, job_id).pid} already, which is waited for", flush=True
             )
-        with _signals_raise(), job_lock(files.lock) as lock:
+        with _signals_raise(), job_lock(files.lock) as own, _place_lock(folder, job) as shared:
             if is_done(folder, job):
                 if read_state(folder, job_id).status != "done":
                     update_state(folder, job_id, status="done", note="was there before this study ran it")
                 return 0
-            return _attempt(folder, job, files, lock)
+            return _attempt(folder, job, files, [own, *shared])
     except _Stopped as stopped:
         return 128 + stopped.number
 
 
-def _attempt(folder: Path, job: Job, files: JobFolder, lock: int) -> int:
+@contextlib.contextmanager
+def _place_lock(folder: Path, job: Job) -> Iterator[list[int]]:
+    """Holds the lock of the place that the job writes to, where other studies may write, too; yields its descriptor."""
+    if not job.lock or is_done(folder, job):
+        yield []
+        return
+    path = Path(job.lock)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    except OSError:  # which the command meets, too, and tells
+        yield []
+        return
+    if is_held(path):
+        note = f"another study writes to {path.parent}, and is waited for"
+        update_state(folder, job.id, note=note)
+        print(f"{job.id}: {note}", flush=True)
+    with job_lock(path) as descriptor:
+        yield [descriptor]
+
+
+def _attempt(folder: Path, job: Job, files: JobFolder, locks: list[int]) -> int:
     attempts = read_state(folder, job.id).attempts + 1
     beginning = time.time()
     update_state(
@@ -93,7 +114,7 @@ def _attempt(folder: Path, job: Job, files: JobFolder, lock: int) -> int:
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,  # a group of its own, so that whatever it starts ends with it
-                pass_fds=[lock],  # held as long as one of them lives, should this process be killed
+                pass_fds=locks,  # held as long as one of them lives, should this process be killed
             )
         update_state(folder, job.id, group=process.pid)
         code = process.wait()

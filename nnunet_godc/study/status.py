@@ -152,5 +152,5 @@ def _took(state: State) -> str:
 
 def _notes(statuses: Sequence[JobStatus]) -> Iterator[Text]:
     for entry in statuses:
-        if entry.state.status in ("failed", "interrupted") and entry.state.note:
+        if entry.state.status in ("failed", "interrupted", "pending") and entry.state.note:
             yield Text(f"{entry.job.id}: {entry.state.note}", style=_COLOURS[entry.state.status])

@@ -57,6 +57,14 @@ def test_a_training_is_nnunets_own_command() -> None:
     assert training.environment["nnUNet_results"] == "/results"
 
 
+def test_jobs_that_write_to_the_same_folder_of_nnunet_share_a_lock() -> None:
+    of_dataset, model = f"/preprocessed/{DATASET}", f"/results/{DATASET}/nnUNetTrainer__nnUNetPlans__3d_fullres"
+    places = {"plan": of_dataset, "preprocess": of_dataset, "train": f"{model}/fold_0", "evaluate": None}
+    for name, job in jobs().items():
+        place = places[name.partition(".")[0]]
+        assert job.lock == (f"{place}/.nnunet-godc.lock" if place else "")
+
+
 def test_every_job_survives_being_written_down() -> None:
     for job in jobs_of(study(plans=["nnUNetPlans", "nnUNetResEncUNetMPlans"], seeds=[3], predict={}), FOLDER):
         assert Job.from_json(job.to_json()) == job

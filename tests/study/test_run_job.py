@@ -32,6 +32,11 @@ def start(folder: Path, job_id: str = "job") -> subprocess.Popen[bytes]:
     return subprocess.Popen([sys.executable, "-m", "nnunet_godc.study.run_job", str(folder), job_id])
 
 
+def start_when(condition: Callable[[], object], folder: Path) -> subprocess.Popen[bytes]:
+    wait_until(condition)
+    return start(folder)
+
+
 def wait_until(condition: Callable[[], object]) -> None:
     end = time.monotonic() + 30
     while not condition():
@@ -207,24 +212,69 @@ class TestEndings:
             assert process.wait() == 128 + number
         assert read_state(tmp_path, "job").status == "interrupted"
 
-    def test_a_second_process_waits_for_a_command_whose_watcher_was_killed(self, tmp_path: Path) -> None:
-        gate, count = tmp_path / "gate", tmp_path / "count"
+
+class TestWaiting:
+    """What two processes would make at once is made once."""
+
+    @pytest.fixture
+    def gated(self, tmp_path: Path) -> dict[str, object]:
+        """A job that appends to `count`, waits for `gate` and leaves `made`."""
         script = (
-            f"import pathlib, time\nopen({str(count)!r}, 'a').write('x')\n"
-            f"while not pathlib.Path({str(gate)!r}).exists(): time.sleep(0.02)\n"
+            f"import pathlib, time\nopen({str(tmp_path / 'count')!r}, 'a').write('x')\n"
+            f"while not pathlib.Path({str(tmp_path / 'gate')!r}).exists(): time.sleep(0.02)\n"
             f"pathlib.Path({str(tmp_path / 'made')!r}).touch()"
         )
-        write_job(tmp_path, command=python(script), expected=(str(tmp_path / "made"),), adopted=True)
-        with start(tmp_path) as first:
-            wait_until(count.exists)
-            first.kill()
-        with start(tmp_path) as second:
+        return {"command": python(script), "expected": (str(tmp_path / "made"),), "adopted": True}
+
+    @staticmethod
+    def waits_until_it_is_made(folder: Path, gate: Path) -> None:
+        with start(folder) as second:
             time.sleep(0.5)
             assert second.poll() is None
             gate.touch()
             assert second.wait() == 0
-        assert count.read_text() == "x"
-        assert read_state(tmp_path, "job").status == "done"
+        assert gate.with_name("count").read_text() == "x"
+        assert read_state(folder, "job").status == "done"
+
+    def test_a_second_process_waits_for_a_command_whose_watcher_was_killed(
+        self, tmp_path: Path, gated: dict[str, object]
+    ) -> None:
+        write_job(tmp_path, **gated)
+        with start(tmp_path) as first:
+            wait_until((tmp_path / "count").exists)
+            first.kill()
+        self.waits_until_it_is_made(tmp_path, tmp_path / "gate")
+
+    @pytest.mark.parametrize("killed", [False, True])
+    def test_another_study_waits_for_what_writes_to_the_same_place(
+        self, tmp_path: Path, gated: dict[str, object], killed: bool
+    ) -> None:
+        for name in ("one", "other"):
+            write_job(tmp_path / name, lock=str(tmp_path / "model" / "lock"), **gated)
+        with start(tmp_path / "one") as first:
+            wait_until((tmp_path / "count").exists)
+            if killed:
+                first.kill()
+            self.waits_until_it_is_made(tmp_path / "other", tmp_path / "gate")
+        assert killed or read_state(tmp_path / "one", "job").status == "done"
+        assert read_state(tmp_path / "other", "job").attempts == 0
+
+    def test_who_waits_for_another_study_says_so_and_can_be_stopped(
+        self, tmp_path: Path, gated: dict[str, object]
+    ) -> None:
+        for name in ("one", "other"):
+            write_job(tmp_path / name, lock=str(tmp_path / "model" / "lock"), **gated)
+        with start(tmp_path / "one"), start_when((tmp_path / "count").exists, tmp_path / "other") as second:
+            wait_until(lambda: str(tmp_path / "model") in read_state(tmp_path / "other", "job").note)
+            second.terminate()
+            assert second.wait() == 128 + signal.SIGTERM
+            (tmp_path / "gate").touch()
+        assert read_state(tmp_path / "other", "job").status == "pending"
+
+    def test_a_place_where_nothing_can_be_written_is_for_the_command_to_tell(self, tmp_path: Path) -> None:
+        (tmp_path / "file").touch()
+        write_job(tmp_path, lock=str(tmp_path / "file" / "lock"))
+        assert run_job(tmp_path, "job") == 0
 
 
 class TestProvenance:
