@@ -31,8 +31,8 @@ from _measured_training import LEFT_DEVICE, MEASUREMENT, PREVIOUS
 
 from nnunet_godc import trainers
 from nnunet_godc.demo.commands import duration, find_command, nnunet_environment, run_command
-from nnunet_godc.demo.plans import write_shrunken_plans
 from nnunet_godc.errors import UserError
+from nnunet_godc.shrunken_plans import write_shrunken_plans
 from nnunet_godc.trainers import schedules
 
 REPOSITORY = Path(__file__).resolve().parent.parent

@@ -22,7 +22,7 @@ from nnunet_godc.conversion.labels import LabelArray, LabelRules, read_label, un
 from nnunet_godc.conversion.nifti import NiftiFile, geometry_of_header, nifti_header, with_geometry_of, write_nifti
 from nnunet_godc.conversion.placing import LabelGrid, place_label
 from nnunet_godc.conversion.problems import CaseError, Notes
-from nnunet_godc.conversion.record import RECORD_FORMAT
+from nnunet_godc.conversion_record import RECORD_FORMAT
 from nnunet_godc.replacing import replacing
 
 if TYPE_CHECKING:

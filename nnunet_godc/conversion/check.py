@@ -16,8 +16,8 @@ from nnunet_godc.conversion.formats import open_volume
 from nnunet_godc.conversion.grid import Grid, Matrix, Triple
 from nnunet_godc.conversion.labels import LabelRules, count_values, read_label
 from nnunet_godc.conversion.problems import CaseError, Notes
-from nnunet_godc.conversion.record import RECORD, read_record
 from nnunet_godc.conversion.splits import SPLITS, read_folds
+from nnunet_godc.conversion_record import RECORD, read_record
 from nnunet_godc.errors import UserError
 
 ANY_VALUE = LabelRules(names={value: str(value) for value in range(1, 256)})

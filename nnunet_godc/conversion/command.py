@@ -13,6 +13,7 @@ from types import TracebackType
 from tqdm import tqdm
 
 from nnunet_godc.conversion.case import CaseSettings, inspect_case
+from nnunet_godc.conversion.case_tables import check_known_cases, read_spacings
 from nnunet_godc.conversion.collection import Collection, Found, tumour_only
 from nnunet_godc.conversion.dataset import Job, Outcome, convert_dataset, source_bytes
 from nnunet_godc.conversion.files import check_source_folder
@@ -20,9 +21,8 @@ from nnunet_godc.conversion.formats import NIFTI_ENDINGS
 from nnunet_godc.conversion.grid import ORIENTATIONS
 from nnunet_godc.conversion.nifti import COMPRESSION_LEVELS, DEFAULT_COMPRESSION
 from nnunet_godc.conversion.problems import CaseError
-from nnunet_godc.conversion.record import also_in_other_datasets, read_record
 from nnunet_godc.conversion.splits import draw_folds, place_splits, read_folds
-from nnunet_godc.conversion.tables import check_known_cases, read_spacings
+from nnunet_godc.conversion_record import also_in_other_datasets, read_record
 from nnunet_godc.errors import UserError
 from nnunet_godc.workers import available_cores
 

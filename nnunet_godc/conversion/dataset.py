@@ -30,11 +30,11 @@ from nnunet_godc.conversion.case import (
     source_paths,
 )
 from nnunet_godc.conversion.collection import Collection, Found, dataset_labels, names_of
-from nnunet_godc.conversion.json_files import write_json
 from nnunet_godc.conversion.problems import CaseError, UnknownGeometryError
-from nnunet_godc.conversion.record import RECORD, RECORD_FORMAT, read_record
 from nnunet_godc.conversion.splits import SPLITS, Folds
+from nnunet_godc.conversion_record import RECORD, RECORD_FORMAT, read_record
 from nnunet_godc.errors import UserError
+from nnunet_godc.json_files import write_json
 from nnunet_godc.workers import WorkerEnded, in_workers
 
 PARTS = ("imagesTr", "labelsTr", "imagesTs", "labelsTs")

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from nnunet_godc.conversion.json_files import read_json
 from nnunet_godc.errors import UserError
+from nnunet_godc.json_files import read_json
 
 IGNORED = "ignore"  # nnU-Net's name for voxels that nobody has labelled
 

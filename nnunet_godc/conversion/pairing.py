@@ -9,13 +9,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from nnunet_godc.conversion.case_tables import case_name
 from nnunet_godc.conversion.collection import check_case_name
 from nnunet_godc.conversion.dicom import is_dicom
 from nnunet_godc.conversion.files import is_hidden, visible_files
 from nnunet_godc.conversion.formats import VOLUME_ENDINGS, ending_of
-from nnunet_godc.conversion.tables import read_table
 from nnunet_godc.errors import UserError
 from nnunet_godc.replacing import replacing
+from nnunet_godc.tables import read_table
 
 PLACEHOLDER = re.compile(r"\{(case|patient)\}|\*\*/|\*|\?")
 KEY_COLUMNS = ("case", "patient", "part", "image", "mask")
@@ -104,7 +105,7 @@ def pairs_by_table(root: Path, table: Path) -> tuple[list[Pair], list[str]]:
             problems.append(f"{where}: the {' and the '.join(missing)} does not exist")
         else:
             test = None if not part else part == "test"
-            pairs.append(Pair(image, mask, row["patient"], row.case_name() if row["case"] else "", test))
+            pairs.append(Pair(image, mask, row["patient"], case_name(row) if row["case"] else "", test))
     return pairs, problems
 
 

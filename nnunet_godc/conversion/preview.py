@@ -18,7 +18,7 @@ from nnunet_godc.conversion.formats import VolumeFile, open_volume
 from nnunet_godc.conversion.grid import Grid, Volume
 from nnunet_godc.conversion.labels import LabelRules, count_values, read_label
 from nnunet_godc.conversion.problems import CaseError, Notes
-from nnunet_godc.conversion.record import RECORD, read_record
+from nnunet_godc.conversion_record import RECORD, read_record
 from nnunet_godc.errors import UserError
 from nnunet_godc.replacing import replacing
 

@@ -10,10 +10,11 @@ from collections.abc import Collection, Mapping
 from itertools import accumulate
 from pathlib import Path
 
+from nnunet_godc.conversion.case_tables import case_name, check_known_cases
 from nnunet_godc.conversion.collection import check_case_name
-from nnunet_godc.conversion.tables import check_known_cases, read_table, read_text
 from nnunet_godc.errors import UserError
 from nnunet_godc.replacing import replacing
+from nnunet_godc.tables import read_table, read_text
 
 Folds = list[dict[str, list[str]]]
 
@@ -190,7 +191,7 @@ def _is_fold(fold: object) -> bool:
 def _from_csv(path: Path) -> Folds:
     fold_of: dict[str, int] = {}
     for row in read_table(path, required=("case", "fold")):
-        case, fold = row.case_name(), row["fold"]
+        case, fold = case_name(row), row["fold"]
         if not (fold.isascii() and fold.isdigit() and len(fold) <= 4):
             raise UserError(f"{row.where}: the fold is {fold[:60]!r}; write 0, 1, 2 and so on")
         if case in fold_of:

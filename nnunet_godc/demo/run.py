@@ -17,9 +17,9 @@ from nnunet_godc.demo.commands import (
 )
 from nnunet_godc.demo.figure import draw_case
 from nnunet_godc.demo.phantom import LIVER, TUMOUR
-from nnunet_godc.demo.plans import CONFIGURATION, write_shrunken_plans
 from nnunet_godc.demo.table import Counts, format_table, read_counts, table_rows, write_csv
 from nnunet_godc.errors import UserError
+from nnunet_godc.shrunken_plans import CONFIGURATION, write_shrunken_plans
 
 DATASET_ID = 500
 DATASET_NAME = f"Dataset{DATASET_ID}_LiTS"  # as the conversion calls what comes in LiTS's layout

@@ -6,10 +6,10 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from nnunet_godc.conversion.record import RECORD, read_record
-from nnunet_godc.conversion.tables import read_table
+from nnunet_godc.conversion_record import RECORD, read_record
 from nnunet_godc.errors import UserError
 from nnunet_godc.evaluation.results import Results
+from nnunet_godc.tables import read_table
 
 Patients = dict[tuple[str, str], str]
 

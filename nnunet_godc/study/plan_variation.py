@@ -10,8 +10,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from nnunet_godc.demo.plans import shrink_plans
 from nnunet_godc.errors import UserError
+from nnunet_godc.shrunken_plans import shrink_plans
 from nnunet_godc.study.folder import write_json
 
 

@@ -16,7 +16,7 @@ from nnunet_godc.conversion.case import CaseSettings, CaseSource
 from nnunet_godc.conversion.collection import Collection, Found
 from nnunet_godc.conversion.dataset import Job, convert_dataset
 from nnunet_godc.conversion.labels import LabelRules
-from nnunet_godc.conversion.record import also_in_other_datasets, read_record
+from nnunet_godc.conversion_record import also_in_other_datasets, read_record
 from nnunet_godc.errors import UserError
 
 COLLECTION = Collection(

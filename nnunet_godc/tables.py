@@ -6,12 +6,10 @@ import csv
 import io
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from nnunet_godc.conversion.collection import check_case_name
-from nnunet_godc.conversion.grid import Triple
 from nnunet_godc.errors import UserError
 from nnunet_godc.spelling import nearest_name
 
@@ -37,17 +35,6 @@ class Row:
     def __getitem__(self, column: str) -> str:
         return self.values[column]
 
-    def case_name(self) -> str:
-        """The column `case`.
-
-        Raises:
-            UserError: it cannot name a case.
-        """
-        try:
-            return check_case_name(self["case"])
-        except UserError as error:
-            raise UserError(f"{self.where}: {error}") from None
-
     def positive_number(self, column: str) -> float:
         """The number in a column, with a point or a comma as its decimal mark.
 
@@ -57,7 +44,7 @@ class Row:
         text = self[column]
         number = float(text.replace(",", ".")) if NUMBER.fullmatch(text) else 0.0
         if not (math.isfinite(number) and number > 0):
-            raise UserError(f"{self.where}: {column} is {_shortened(text)}; write a positive number, such as 0.75")
+            raise UserError(f"{self.where}: {column} is {shortened(text)}; write a positive number, such as 0.75")
         return number
 
 
@@ -130,44 +117,6 @@ def read_table(path: Path, required: Sequence[str], optional: Sequence[str] = ()
     return rows
 
 
-def read_spacings(path: Path) -> dict[str, Triple]:
-    """Voxel sizes by case from a CSV file ``case,x,y,z``: millimetres along the axes of the image's array.
-
-    Whether there are such cases is for `check_known_cases` to say.
-
-    Raises:
-        UserError: as `read_table`, and for a case that is there twice or numbers that are not positive.
-    """
-    spacings: dict[str, Triple] = {}
-    for row in read_table(path, required=("case", "x", "y", "z")):
-        case = row.case_name()
-        if case in spacings:
-            raise UserError(f"{row.where}: {case} is there twice; keep one line for every case")
-        spacings[case] = (row.positive_number("x"), row.positive_number("y"), row.positive_number("z"))
-    return spacings
-
-
-def check_known_cases(names: Iterable[str], known: Iterable[str], *, where: str) -> None:
-    """Refuse names that a table gives and that no case has.
-
-    Args:
-        where: the table, for the message.
-
-    Raises:
-        UserError: some of `names` are not `known`; the nearest known name is told.
-    """
-    candidates = set(known)
-    unknown = sorted(set(names) - candidates)
-    if not unknown:
-        return
-    several = f"{len(unknown)} cases that are not there, such as" if len(unknown) > 1 else "a case that is not there:"
-    nearest = nearest_name(unknown[0], candidates)
-    hint = f" (did you mean {nearest}?)" if nearest else ""
-    example = min(candidates, default="")
-    remedy = f"cases are called like {example}" if example and not nearest else "correct the names or take them out"
-    raise UserError(f"{where} names {several} {_shortened(unknown[0])}{hint}; {remedy}")
-
-
 def _checked_header(path: Path, names: list[str], required: Sequence[str], optional: Sequence[str]) -> list[str]:
     known = (*required, *optional)
     columns = [name.casefold() for name in names]
@@ -177,7 +126,7 @@ def _checked_header(path: Path, names: list[str], required: Sequence[str], optio
         if column not in known:
             nearest = nearest_name(column, known)
             meant = f"did you mean {nearest}?" if nearest else f"known are {', '.join(known)}"
-            raise UserError(f"{path}: unknown column {_shortened(name)} in the header; {meant}")
+            raise UserError(f"{path}: unknown column {shortened(name)} in the header; {meant}")
         if columns.count(column) > 1:
             raise UserError(f"{path}: column {column} is there twice; take one out")
     missing = [column for column in required if column not in columns]
@@ -190,5 +139,6 @@ def _header(required: Sequence[str]) -> str:
     return f"'{','.join(required)}'"
 
 
-def _shortened(text: str) -> str:
+def shortened(text: str) -> str:
+    """What a table says, in quotation marks, for a message."""
     return repr(text if len(text) <= 60 else f"{text[:57]}...")

@@ -3,7 +3,7 @@ import json
 
 import pytest
 
-from nnunet_godc.demo.plans import shrink_plans, write_shrunken_plans
+from nnunet_godc.shrunken_plans import shrink_plans, write_shrunken_plans
 
 PLANS = {
     "plans_name": "nnUNetPlans",

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from nnunet_godc.conversion.json_files import read_json
 from nnunet_godc.errors import UserError
+from nnunet_godc.json_files import read_json
 
 RECORD = "conversion.json"
 RECORD_FORMAT = 1  # a higher one is not compatible

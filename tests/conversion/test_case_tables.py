@@ -1,0 +1,64 @@
+import contextlib
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from nnunet_godc.conversion.case_tables import check_known_cases, read_spacings
+from nnunet_godc.errors import UserError
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "case,x,y,z\nLITS_028,0.7,0.75,1.6\nLITS_030,1,1,5\n",
+        "\ufeffcase,x,y,z\r\nLITS_028,0.7,0.75,1.6\r\nLITS_030,1,1,5",
+        "case;x;y;z\nLITS_028;0,7;0,75;1,6\nLITS_030;1;1;5\n",
+        "z\tCase\tY\tx\n1.6\tLITS_028\t0.75\t.7\n5\tLITS_030\t1\t1e0\n",
+        'case, x, y, z\n\n"LITS_028", "0,7", 0.75, 1.6\nLITS_030 ,1,1,5,,\n,,,\n',
+        "case,x,y,z\rLITS_028,0.7,0.75,1.6\rLITS_030,1,1,5\r",
+    ],
+    ids=["plain", "byte-order-mark-and-crlf", "semicolons", "tabs-and-other-order", "blanks-and-quotes", "cr"],
+)
+def test_spacings_are_read_as_any_spreadsheet_saves_them(write_table, content):
+    assert read_spacings(write_table(content)) == {"LITS_028": (0.7, 0.75, 1.6), "LITS_030": (1, 1, 5)}
+
+
+@pytest.mark.parametrize("number", ["0", "-1", "nan", "inf", "1e999", "one", "1_0", "1.000,5", "٣", "0x1"])
+def test_a_spacing_is_a_positive_finite_number(write_table, number):
+    with pytest.raises(UserError, match=r"\.csv, line 3: y is .*; write a positive number"):
+        read_spacings(write_table(f'case,x,y,z\nLITS_028,1,1,1\nLITS_030,1,"{number}",1\n'))
+
+
+def test_a_case_has_one_spacing(write_table):
+    with pytest.raises(UserError, match="line 3: LITS_028 is there twice"):
+        read_spacings(write_table("case,x,y,z\nLITS_028,1,1,1\nLITS_028,1,1,1\n"))
+
+
+@pytest.mark.parametrize("name", ["../x", "/etc/passwd", "a/b", "a\\b", "..", "._a", "größe"])
+def test_names_that_leave_the_folder_or_break_file_systems_are_refused(write_table, name):
+    with pytest.raises(UserError, match=r"line 2: .* cannot name a case"):
+        read_spacings(write_table(f"case,x,y,z\n{name},1,1,1\n"))
+
+
+def test_unknown_cases_are_named_with_the_nearest_that_there_is():
+    check_known_cases(["LITS_028"], ["LITS_028", "LITS_030"], where="a.csv")
+    with pytest.raises(
+        UserError, match=r"a\.csv names a case that is not there: 'LITS_28' \(did you mean LITS_028\?\)"
+    ):
+        check_known_cases(["LITS_28"], ["LITS_028", "LITS_131"], where="a.csv")
+    with pytest.raises(
+        UserError, match="names 2 cases that are not there, such as 'a'; cases are called like LITS_028"
+    ):
+        check_known_cases(["b", "a"], ["LITS_028"], where="a.csv")
+    with pytest.raises(UserError, match="not there: 'a'"):
+        check_known_cases(["a"], [], where="a.csv")
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(text=st.text(st.sampled_from('case,fold;xyz\t\r\n"0123.-'), max_size=80) | st.text() | st.binary())
+def test_whatever_a_file_holds_a_table_or_one_sentence_comes_of_it(write_table, text):
+    path = write_table(text if isinstance(text, bytes) else "case,x,y,z\n" + text.encode("utf-8", "ignore").decode())
+    with contextlib.suppress(UserError):
+        spacings = read_spacings(path)
+        assert all(size > 0 for sizes in spacings.values() for size in sizes)
