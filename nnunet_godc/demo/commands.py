@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
-import re
 import signal
 import subprocess
 import time
@@ -16,6 +14,7 @@ from pathlib import Path
 
 from nnunet_godc.commands import duration, find_command
 from nnunet_godc.errors import UserError
+from nnunet_godc.training_log import number_of_epochs, read_line
 
 Watcher = Callable[[str], str | None]
 """Takes a line of a command's output; returns what is worth showing of it, or None."""
@@ -113,26 +112,26 @@ class TrainingWatcher:
     _seconds: list[float] = field(default_factory=list)
 
     def __call__(self, line: str) -> str | None:
-        # nnU-Net begins its lines with a time stamp; some versions leave it out in places.
-        message = re.sub(r"^\d{4}-\d\d-\d\d \d\d:\d\d:\d\d\.\d+: ", "", line).strip()
-        if match := re.fullmatch(r"Epoch (\d+)", message):
-            self._epoch = int(match[1])
-        elif match := re.fullmatch(r"train_loss (\S+)", message):
-            self._loss = match[1]
-        elif message.startswith("Pseudo dice"):
-            values = re.findall(r"(?<![\w.])(?:nan|\d[\d.e-]*)", message)
-            self._dice = ", ".join(
-                f"{name} {float(value):.2f}" for name, value in zip(self.labels, values, strict=False)
-            )
-        elif match := re.fullmatch(r"Epoch time: (\S+) s", message):
-            self._seconds.append(float(match[1]))
+        entry = read_line(line)
+        if entry is None:
+            return None
+        if entry.kind == "epoch":
+            self._epoch = int(entry.text)
+        elif entry.kind == "loss":
+            self._loss = entry.text
+        elif entry.kind == "pseudo dice":
+            named = zip(self.labels, entry.numbers, strict=False)
+            self._dice = ", ".join(f"{name} {value:.2f}" for name, value in named)
+        elif entry.kind == "epoch time":
+            self._seconds.append(float(entry.text))
             return self._summary()
-        elif match := re.fullmatch(r"predicting (\S+)", message):
-            return f"validating on {match[1]}"
+        else:
+            return f"validating on {entry.text}"
         return None
 
     def _summary(self) -> str:
-        epochs = int(json.loads(self.debug_file.read_text())["num_epochs"])
+        epochs = number_of_epochs(self.debug_file)
+        assert epochs is not None  # nnU-Net writes it before the first epoch
         left = (epochs - self._epoch - 1) * sum(self._seconds) / len(self._seconds)
         remaining = f", about {duration(left)} left" if left else ""
         return f"epoch {self._epoch + 1} of {epochs}: loss {self._loss}, pseudo Dice {self._dice}{remaining}"

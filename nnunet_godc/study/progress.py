@@ -1,14 +1,14 @@
-"""How far a training is, from what nnU-Net writes while it trains. Loads no torch, hence no checkpoint."""
+"""How far a training is, from what nnU-Net writes while it trains."""
 
 from __future__ import annotations
 
-import json
 import math
-import re
 import statistics
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+
+from nnunet_godc.training_log import number_of_epochs, read_line
 
 _RECENT = 20  # epochs that the time left is reckoned from: what else the machine does changes with the hours
 
@@ -38,7 +38,7 @@ def read_progress(fold: Path) -> Progress:
     """The state of the training in nnU-Net's folder of one fold; the empty one where nothing has begun."""
     logs = sorted(fold.glob("training_log_*.txt"), key=lambda path: path.stat().st_mtime)
     lines = (line for path in logs for line in path.read_text(encoding="utf-8", errors="replace").splitlines())
-    return _progress(lines, _number_of_epochs(fold / "debug.json"))
+    return _progress(lines, number_of_epochs(fold / "debug.json"))
 
 
 def _progress(lines: Iterable[str], of: int | None) -> Progress:
@@ -48,31 +48,21 @@ def _progress(lines: Iterable[str], of: int | None) -> Progress:
     pseudo_dice: float | None = None
     seconds: list[float] = []
     cases: set[str] = set()
-    for line in lines:
-        message = re.sub(r"^\d{4}-\d\d-\d\d \d\d:\d\d:\d\d\.\d+: ", "", line).strip()
-        if match := re.fullmatch(r"Epoch (\d+)", message):
-            begun = int(match[1])
+    for entry in filter(None, map(read_line, lines)):
+        if entry.kind == "epoch":
+            begun = int(entry.text)
             cases.clear()
-        elif match := re.fullmatch(r"train_loss (\S+)", message):
-            loss = float(match[1])
-        elif message.startswith("Pseudo dice"):
-            dice = [float(value) for value in re.findall(r"(?<![\w.])(?:nan|\d[\d.e-]*)", message)]
-            defined = [value for value in dice if not math.isnan(value)]
+        elif entry.kind == "loss":
+            loss = float(entry.text)
+        elif entry.kind == "pseudo dice":
+            defined = [value for value in entry.numbers if not math.isnan(value)]
             pseudo_dice = statistics.fmean(defined) if defined else None
-        elif match := re.fullmatch(r"Epoch time: (\S+) s", message):
+        elif entry.kind == "epoch time":
             finished = begun + 1
-            seconds.append(float(match[1]))
-        elif match := re.fullmatch(r"predicting (\S+)", message):
-            cases.add(match[1])
+            seconds.append(float(entry.text))
+        else:
+            cases.add(entry.text)
     left = None
     if of is not None and seconds and finished < of:
         left = (of - finished) * statistics.median(seconds[-_RECENT:])
     return Progress(finished, of, loss, pseudo_dice, left, len(cases))
-
-
-def _number_of_epochs(debug: Path) -> int | None:
-    """From nnU-Net's record of a training's settings, which it writes again whenever the training goes on."""
-    try:
-        return int(json.loads(debug.read_text())["num_epochs"])
-    except (FileNotFoundError, KeyError, ValueError):
-        return None
