@@ -94,9 +94,11 @@ def run(arguments: argparse.Namespace) -> int:
 
     from nnunet_godc.evaluation.case import Options
     from nnunet_godc.evaluation.evaluate import evaluate, lesion_labels
-    from nnunet_godc.evaluation.reporting import write_report
+    from nnunet_godc.evaluation.reporting import check_baseline, variant_of, write_report
 
     results = _find(arguments)
+    if arguments.baseline is not None:
+        check_baseline(arguments.baseline, {variant_of(result.trainer) for result in results})
     groups = set(GROUPS) if "all" in arguments.metrics else set(arguments.metrics)
     lesions = lesion_labels(results, arguments.lesions) if "lesions" in groups else ()
     options = Options(
@@ -148,6 +150,15 @@ def _check(arguments: argparse.Namespace) -> None:
         )
     if arguments.pred and arguments.ref is None:
         raise UserError("-pred needs the references; give their folder with -ref")
+    check_values(arguments)
+
+
+def check_values(arguments: argparse.Namespace) -> None:
+    """Raises:
+    UserError: the value of an option makes no sense.
+    """
+    from nnunet_godc.evaluation.reporting import check_resamples
+
     if arguments.np < 0:
         raise UserError(f"-np {arguments.np} is no number of worker processes; give 0 or more")
     if not (math.isfinite(arguments.nsd_tolerance) and arguments.nsd_tolerance > 0):
@@ -157,6 +168,7 @@ def _check(arguments: argparse.Namespace) -> None:
     edges = [0.0, *arguments.lesion_bins]
     if not all(low < high < math.inf for low, high in pairwise(edges)):
         raise UserError("--lesion-bins have to be volumes above 0 ml, each larger than the one before")
+    check_resamples(arguments.resamples)
 
 
 def _find(arguments: argparse.Namespace) -> list[Results]:

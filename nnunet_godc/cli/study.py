@@ -97,8 +97,8 @@ def _check_evaluation(definition: Definition) -> list[Problem]:
             problems.append(Problem(("evaluate", name), f"{name!r} is unknown; {hint}", of_key=True))
             continue
         try:
-            parser.parse_args(["--out", "", *option_words(name, value)])
-        except ValueError as error:
+            evaluate.check_values(parser.parse_args(["--out", "", *option_words(name, value)]))
+        except (ValueError, UserError) as error:
             problems.append(Problem(("evaluate", name), f"{error}."))
     return problems
 

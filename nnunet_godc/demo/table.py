@@ -85,12 +85,14 @@ def table_rows(counts: Mapping[str, Mapping[str, Counts]]) -> list[Row]:
 
 def format_table(rows: Iterable[Row]) -> str:
     """The rows as aligned text; an undefined metric is a dash."""
-    lines = [f"{'case':<12} {'label':<8} {'Dice':>9} {'precision':>9} {'recall':>9}"]
+    rows = list(rows)
+    width = max(len("case"), *(len(row.case) for row in rows))
+    lines = [f"{'case':<{width}} {'label':<8} {'Dice':>9} {'precision':>9} {'recall':>9}"]
     for row in rows:
         numbers = " ".join(
             f"{'-' if math.isnan(number) else f'{number:.3f}':>9}" for number in (row.dice, row.precision, row.recall)
         )
-        lines.append(f"{row.case:<12} {row.label:<8} {numbers}")
+        lines.append(f"{row.case:<{width}} {row.label:<8} {numbers}")
     return "\n".join(lines)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -95,20 +95,22 @@ def write_report(
         The files.
 
     Raises:
-        UserError: the measurements are not complete or contradict each other, or the baseline is not among them.
+        UserError: the measurements are not complete or contradict each other, or the baseline or a trainer of
+            `variants` is not among them.
     """
-    if resamples < FEWEST_RESAMPLES:
-        raise UserError(f"{resamples} resamples do not settle an interval; take {FEWEST_RESAMPLES} or more")
+    check_resamples(resamples)
+    names = variants or {}
+    _check_trainers(names, set(measurements["trainer"]))
 
-    def variant_of(trainer: str) -> str:
-        return _SEED.sub("", trainer) if variants is None else variants.get(trainer, trainer)
+    def called(trainer: str) -> str:
+        return variant_of(trainer) if variants is None else names.get(trainer, trainer)
 
     frames = [(measurements, False)]
     if lesions is not None and not lesions.empty:
         frames.append((_by_size(lesions), True))
-    tables = [(table, by_size) for frame, by_size in frames for table in case_tables(frame, variant_of)]
+    tables = [(table, by_size) for frame, by_size in frames for table in case_tables(frame, called)]
     if baseline is not None:
-        _check_measured(baseline, {method.variant for table, _ in tables for method in table.methods})
+        check_baseline(baseline, {method.variant for table, _ in tables for method in table.methods})
     sections = [
         Section(
             table,
@@ -136,11 +138,36 @@ def write_report(
     return [out / name for name in contents]
 
 
-def _check_measured(baseline: str, variants: set[str]) -> None:
+def variant_of(trainer: str) -> str:
+    """The trainer's name without its seed: what it is called where nothing else is said."""
+    return _SEED.sub("", trainer)
+
+
+def check_resamples(resamples: int) -> None:
+    """Raises:
+    UserError: they are too few.
+    """
+    if resamples < FEWEST_RESAMPLES:
+        raise UserError(f"{resamples} resamples do not settle an interval; take {FEWEST_RESAMPLES} or more")
+
+
+def check_baseline(baseline: str, variants: Set[str]) -> None:
+    """Raises:
+    UserError: it is none of the variants.
+    """
     if baseline not in variants:
-        near = nearest_name(baseline, variants)
-        hint = f"did you mean {near}?" if near else f"known are {', '.join(sorted(variants))}"
-        raise UserError(f"the baseline {baseline} was not measured; {hint}")
+        raise UserError(f"the baseline {baseline} was not measured; {_hint(baseline, variants)}")
+
+
+def _check_trainers(variants: Mapping[str, str], trainers: Set[str]) -> None:
+    unknown = [trainer for trainer in variants if trainer not in trainers]
+    if unknown:
+        raise UserError(f"the trainer {unknown[0]} was not measured; {_hint(unknown[0], trainers)}")
+
+
+def _hint(misspelt: str, known: Set[str]) -> str:
+    near = nearest_name(misspelt, known)
+    return f"did you mean {near}?" if near else f"known are {', '.join(sorted(known))}"
 
 
 def _by_size(lesions: pd.DataFrame) -> pd.DataFrame:

@@ -15,7 +15,7 @@ from nnunet_godc.replacing import replacing
 from nnunet_godc.study.definition import Study
 from nnunet_godc.study.folder import job_folder
 from nnunet_godc.study.jobs import Job
-from nnunet_godc.study.planning import evaluation_command, evaluation_folder
+from nnunet_godc.study.planning import evaluation_command
 from nnunet_godc.study.run import read_study_folder
 from nnunet_godc.study.status import JobStatus, job_statuses
 
@@ -35,16 +35,15 @@ def collect(folder: Path) -> Path:
     trained = [job for job in done if job.kind == "train"]
     if not trained:
         raise UserError(f"no training is done yet; `nnunet-godc study status {folder}` shows how far they are.")
-    pages: dict[str, Path] = {}
+    pages: dict[str, str] = {}
     for dataset in study.datasets:
         models = list(dict.fromkeys(_model(job) for job in trained if _model(job).parent.name == dataset))
         if models and "all" not in study.definition.folds:
-            _evaluate(evaluation_command(study, folder, dataset, models))
-            pages[dataset] = evaluation_folder(folder, dataset) / REPORT
+            pages[dataset] = _evaluate(study, evaluation_command(study, folder, dataset, models))
         predicted = [Path(job.expected[0]) for job in done if job.kind in ("predict", "ensemble") and dataset in job.id]
         if predicted and study.definition.predict and study.definition.predict.references:
-            _evaluate(evaluation_command(study, folder, dataset, predicted, held_out=True))
-            pages[f"{dataset}, held-out images"] = evaluation_folder(folder, dataset, held_out=True) / REPORT
+            command = evaluation_command(study, folder, dataset, predicted, held_out=True)
+            pages[f"{dataset}, held-out images"] = _evaluate(study, command)
     report = folder / REPORT
     with replacing(report) as partial:
         partial.write_text("\n".join(_report(study, folder, statuses, pages)) + "\n", encoding="utf-8")
@@ -56,16 +55,22 @@ def _model(training: Job) -> Path:
     return Path(training.expected[0]).parent.parent
 
 
-def _evaluate(command: Sequence[str]) -> None:
+def _evaluate(study: Study, command: Sequence[str]) -> str:
+    """Runs an evaluation, and returns its report."""
     page = Path(command[command.index("--out") + 1], REPORT)
     before = page.stat().st_mtime_ns if page.exists() else 0
     answer = subprocess.run([find_command(command[0]), *command[1:]])
     # It also fails where cases are missing, as they are while trainings go on; then there is a report all the same.
     if answer.returncode and not (page.exists() and page.stat().st_mtime_ns > before):
         raise UserError(f"the evaluation failed, see above; it was: {' '.join(command)}")
+    text = page.read_text(encoding="utf-8").strip()
+    baseline = study.definition.evaluate.get("baseline")
+    if baseline is not None and "--baseline" not in command:
+        return f"{baseline}, the baseline, has no results yet: the others are compared with each other.\n\n{text}"
+    return text
 
 
-def _report(study: Study, folder: Path, statuses: Sequence[JobStatus], pages: Mapping[str, Path]) -> Iterator[str]:
+def _report(study: Study, folder: Path, statuses: Sequence[JobStatus], pages: Mapping[str, str]) -> Iterator[str]:
     yield f"# {study.name}"
     yield ""
     missing = [entry for entry in statuses if entry.state.status != "done" and entry.job.kind != "evaluate"]
@@ -85,7 +90,7 @@ def _report(study: Study, folder: Path, statuses: Sequence[JobStatus], pages: Ma
         yield ""
         yield f"## {title}"
         yield ""
-        yield re.sub("^#", "###", page.read_text(encoding="utf-8").strip(), flags=re.MULTILINE)
+        yield re.sub("^#", "###", page, flags=re.MULTILINE)
 
 
 def _what_made_it(folder: Path, trainings: Sequence[JobStatus]) -> Iterator[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
+from nnunet_godc.spelling import nearest_trainer_name
 from nnunet_godc.study.definition import PLANNERS, Definition
 from nnunet_godc.study.problems import Problem
 
@@ -18,6 +19,12 @@ def contradictions(definition: Definition) -> Iterator[Problem]:
     for index, trainer in enumerate(definition.trainers):
         if definition.seeds and re.search(r"_seed\d+$", trainer):
             yield Problem(("trainers", index), f"{trainer} has a seed already; leave it out here or in seeds.")
+    baseline = definition.evaluate.get("baseline")
+    variants = {re.sub(r"_seed\d+$", "", trainer) for trainer in definition.trainers}
+    if isinstance(baseline, str) and baseline not in variants:
+        near = nearest_trainer_name(baseline, variants)
+        hint = f"did you mean {near}?" if near else f"they are {', '.join(sorted(variants))}."
+        yield Problem(("evaluate", "baseline"), f"{baseline} is none of the trainers; {hint}")
     names = [plans.name for plans in definition.plans]
     for index, plans in enumerate(definition.plans):
         here = ("plans", index)

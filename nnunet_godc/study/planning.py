@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Sequence
 from itertools import product
 from pathlib import Path
@@ -253,7 +254,7 @@ class _Planner:
 def evaluation_command(
     study: Study, folder: Path, dataset: str, results: Sequence[Path], *, held_out: bool = False
 ) -> tuple[str, ...]:
-    """Evaluates one dataset.
+    """Evaluates one dataset; against the baseline, if that is among the results.
 
     Args:
         study: whose `evaluate` block has the options.
@@ -268,7 +269,10 @@ def evaluation_command(
         assert definition.predict is not None
         assert definition.predict.references is not None
         what = ("-pred", *what, "-ref", str(Path(study.raw, dataset, definition.predict.references)))
-    options = [word for name, value in definition.evaluate.items() for word in option_words(name, value)]
+    asked = dict(definition.evaluate)
+    if asked.get("baseline") not in {re.sub(r"_seed\d+$", "", path.name.partition("__")[0]) for path in results}:
+        asked.pop("baseline", None)
+    options = [word for name, value in asked.items() for word in option_words(name, value)]
     out = evaluation_folder(folder, dataset, held_out=held_out)
     workers = ("-np", str(definition.resources.cpus))
     return ("nnunet-godc", "evaluate", *what, "--out", str(out), *workers, *options)

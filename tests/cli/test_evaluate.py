@@ -88,6 +88,8 @@ def test_predictions_and_references_are_given_as_nnunet_has_it(folders: Path, ca
         (["--lesion-bins", "2", "1"], "each larger than the one before"),
         (["--lesion-bins", "0", "1"], "volumes above 0 ml"),
         (["-np", "-1"], "is no number of worker processes"),
+        (["--resamples", "10"], "10 resamples do not settle an interval"),
+        (["--baseline", "nnUNetTrainr"], "the baseline nnUNetTrainr was not measured; did you mean nnUNetTrainer?"),
         (["--lesions", "kidney"], "no dataset has a label 'kidney'; labels are liver, tumour"),
         (["-pred", "somewhere"], "-pred needs the references"),
         (["--patients", "nowhere.csv"], "nowhere.csv cannot be read"),

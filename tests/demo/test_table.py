@@ -61,6 +61,14 @@ def test_an_undefined_metric_is_shown_as_a_dash():
     assert len({len(line) for line in table.splitlines()}) == 1
 
 
+def test_columns_stand_below_each_other_however_long_a_name_is():
+    table = format_table(table_rows({"a": {"liver": PERFECT}, "LiTS_test_000": {"liver": PERFECT}}))
+    assert (
+        len({line.index(column) for line, column in zip(table.splitlines(), ["label", *["liver"] * 3], strict=True)})
+        == 1
+    )
+
+
 def test_counts_are_read_from_the_summary_of_nnunet(tmp_path):
     metrics = {"TP": 6, "FP": 2, "FN": 4, "TN": 100, "Dice": 0.66}
     summary = tmp_path / "summary.json"

@@ -309,6 +309,7 @@ def test_a_failure_leaves_the_former_report_as_it_was(study, tmp_path, monkeypat
     ("options", "message"),
     [
         ({"baseline": "nnUNetTrainr"}, r"nnUNetTrainr was not measured; did you mean nnUNetTrainer\?"),
+        ({"variants": {"nnUNetTrainr": "stock"}}, r"nnUNetTrainr was not measured; did you mean nnUNetTrainer\?"),
         ({"resamples": 100}, "100 resamples"),
         ({"lesions": pd.DataFrame({"case": ["a"]})}, "the lesions lack the column dataset"),
     ],

@@ -24,7 +24,8 @@ out = Path(words[words.index("--out") + 1])
 if not os.environ.get("NO_REPORT"):
     out.mkdir(parents=True, exist_ok=True)
     results = [Path(word).name for word in words[1 : words.index("--out")]]
-    (out / "report.md").write_text("Evaluated: " + ", ".join(results))
+    against = " against " + words[words.index("--baseline") + 1] if "--baseline" in words else ""
+    (out / "report.md").write_text("Evaluated: " + ", ".join(results) + against)
 sys.exit(int(os.environ.get("EXIT", "0")))
 """
 
@@ -38,7 +39,9 @@ def study(nnunet: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr("nnunet_godc.study.collect.find_command", lambda name: str(stand_in))
     folder = nnunet / "out"
     folder.mkdir()
-    definition = Definition.model_validate({"datasets": [901], "trainers": list(TRAINERS), "folds": [0]})
+    definition = Definition.model_validate(
+        {"datasets": [901], "trainers": list(TRAINERS), "folds": [0], "evaluate": {"baseline": "nnUNetTrainer"}}
+    )
     folders = {name: str(nnunet / name) for name in ("raw", "preprocessed", "results")}
     written = Study(name="pancreas", datasets=["Dataset901_Tiny"], definition=definition, **folders)
     write_json(folder / "study.json", written.model_dump(by_alias=True))
@@ -72,7 +75,20 @@ def test_a_half_done_study_is_evaluated_and_says_what_is_missing(study: Path, tr
     page = collect(study).read_text()
     assert page.startswith("# pancreas\n\n1 of 2 trainings are done.\n")
     assert f"- {TRAINING.format('nnUNetTrainerGODC')} (failed: x)\n" in page
-    assert page.endswith("## Dataset901_Tiny\n\nEvaluated: nnUNetTrainer__nnUNetPlans__3d_fullres\n")
+    assert page.endswith(
+        "## Dataset901_Tiny\n\nEvaluated: nnUNetTrainer__nnUNetPlans__3d_fullres against nnUNetTrainer\n"
+    )
+
+
+def test_as_long_as_the_baseline_is_missing_the_others_are_compared_with_each_other(
+    study: Path, train: Callable[[str], None]
+) -> None:
+    train("nnUNetTrainerGODC")
+    page = collect(study).read_text()
+    assert "nnUNetTrainer, the baseline, has no results yet: the others are compared with each other.\n" in page
+    assert page.endswith("Evaluated: nnUNetTrainerGODC__nnUNetPlans__3d_fullres\n")
+    train("nnUNetTrainer")
+    assert "no results yet" not in collect(study).read_text()
 
 
 def test_a_whole_study_says_what_made_it(study: Path, train: Callable[[str], None]) -> None:

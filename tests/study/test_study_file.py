@@ -47,6 +47,10 @@ def test_variables_of_the_environment_stay_as_they_are_written(write_study: Writ
     [
         ("datasets: [901]\n", "line 1, column 1: 'trainers' is missing; add it."),
         (SMALL + "fold: [0]\n", "line 3, column 1: 'fold' is unknown; did you mean 'folds'?"),
+        (
+            SMALL + "evaluate: {baseline: nnUNetTrainr}\n",
+            "line 3, column 22: nnUNetTrainr is none of the trainers; they are nnUNetTrainer.",
+        ),
         (SMALL + "folds: 0\n", "line 3, column 8: folds needs a list, such as [0], not 0."),
         (SMALL + "folds: [0, -1]\n", "line 3, column 12: folds are numbers from 0, or all, not -1."),
         (SMALL + "folds: [0, one]\n", "line 3, column 12: folds are numbers from 0, or all, not 'one'."),
