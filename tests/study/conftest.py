@@ -9,6 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from nnunet_godc.study.definition import Definition, Study
+from nnunet_godc.study.folder import write_jobs, write_json
+from nnunet_godc.study.planning import jobs_of
+
 DATASET = "Dataset901_Tiny"
 
 
@@ -39,6 +43,23 @@ def write_study(tmp_path: Path) -> Callable[[str], Path]:
         path = tmp_path / "study.yaml"
         path.write_text(text)
         return path
+
+    return write
+
+
+@pytest.fixture
+def study_folder(nnunet: Path) -> Callable[..., Path]:
+    """Writes down a study of the one dataset, with further keys of its file, and returns its folder."""
+
+    def write(name: str = "s", **keys: object) -> Path:
+        folder = nnunet / "out"
+        folder.mkdir()
+        definition = Definition.model_validate({"datasets": [901], **keys})
+        folders = {name: str(nnunet / name) for name in ("raw", "preprocessed", "results")}
+        study = Study(name=name, datasets=[DATASET], definition=definition, **folders)
+        write_json(folder / "study.json", study.model_dump(by_alias=True))
+        write_jobs(folder, jobs_of(study, folder))
+        return folder
 
     return write
 

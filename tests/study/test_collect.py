@@ -10,9 +10,7 @@ import pytest
 
 from nnunet_godc.errors import UserError
 from nnunet_godc.study.collect import collect
-from nnunet_godc.study.definition import Definition, Study
-from nnunet_godc.study.folder import job_folder, update_state, write_jobs, write_json
-from nnunet_godc.study.planning import jobs_of
+from nnunet_godc.study.folder import job_folder, update_state, write_json
 
 TRAINING = "train.Dataset901_Tiny.{}.nnUNetPlans.3d_fullres.fold0"
 TRAINERS = ("nnUNetTrainer", "nnUNetTrainerGODC")
@@ -31,22 +29,13 @@ sys.exit(int(os.environ.get("EXIT", "0")))
 
 
 @pytest.fixture
-def study(nnunet: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def study(nnunet: Path, study_folder: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> Path:
     """A written study whose evaluation is a stand-in."""
     stand_in = nnunet / "evaluate"
     stand_in.write_text(f"#!/usr/bin/env python3\n{EVALUATION}")
     stand_in.chmod(0o755)
     monkeypatch.setattr("nnunet_godc.study.collect.find_command", lambda name: str(stand_in))
-    folder = nnunet / "out"
-    folder.mkdir()
-    definition = Definition.model_validate(
-        {"datasets": [901], "trainers": list(TRAINERS), "folds": [0], "evaluate": {"baseline": "nnUNetTrainer"}}
-    )
-    folders = {name: str(nnunet / name) for name in ("raw", "preprocessed", "results")}
-    written = Study(name="pancreas", datasets=["Dataset901_Tiny"], definition=definition, **folders)
-    write_json(folder / "study.json", written.model_dump(by_alias=True))
-    write_jobs(folder, jobs_of(written, folder))
-    return folder
+    return study_folder("pancreas", trainers=list(TRAINERS), folds=[0], evaluate={"baseline": "nnUNetTrainer"})
 
 
 @pytest.fixture

@@ -111,6 +111,16 @@ def make_training(name: str, checkpoint: Path, **fields: Any) -> Job:
     return make_job(name, script, resume=(Resume(str(checkpoint), ("--c",)),), **fields)
 
 
+@pytest.fixture
+def half_trained(make_study: MakeStudy, tmp_path: Path) -> Study:
+    """A study whose training has written a checkpoint and runs, and whose prediction waits for it."""
+    checkpoint = tmp_path / "checkpoint"
+    study = make_study(make_training("train", checkpoint), make_job("predict", kind="predict", depends_on=("train",)))
+    study.run()
+    study.wait_until(checkpoint.exists)
+    return study
+
+
 @pytest.mark.slurm
 def test_a_failed_job_stops_its_dependents_and_no_others(make_study: MakeStudy, tmp_path: Path) -> None:
     mended = tmp_path / "mended"
@@ -188,47 +198,31 @@ def test_a_job_sees_as_many_gpus_as_it_asked_for(make_study: MakeStudy, gpus: in
 
 
 @pytest.mark.slurm
-def test_a_requeued_training_goes_on_from_its_checkpoint(make_study: MakeStudy, tmp_path: Path) -> None:
-    checkpoint = tmp_path / "checkpoint"
-    study = make_study(make_training("train", checkpoint), make_job("predict", kind="predict", depends_on=("train",)))
-    study.run()
-    study.wait_until(checkpoint.exists)
-    ask("scontrol", "requeue", study.slurm_id("train"))
-    assert study.wait() == {"train": "done", "predict": "done"}
-    assert study.state("train").attempts == 2
+def test_a_requeued_training_goes_on_from_its_checkpoint(half_trained: Study) -> None:
+    ask("scontrol", "requeue", half_trained.slurm_id("train"))
+    assert half_trained.wait() == {"train": "done", "predict": "done"}
+    assert half_trained.state("train").attempts == 2
 
 
 @pytest.mark.slurm
-def test_a_killed_training_has_failed_and_the_next_run_goes_on_from_its_checkpoint(
-    make_study: MakeStudy, tmp_path: Path
-) -> None:
-    checkpoint = tmp_path / "checkpoint"
-    study = make_study(make_training("train", checkpoint), make_job("predict", kind="predict", depends_on=("train",)))
-    study.run()
-    study.wait_until(checkpoint.exists)
-    state = study.state("train")
+def test_a_killed_training_has_failed_and_the_next_run_goes_on_from_its_checkpoint(half_trained: Study) -> None:
+    state = half_trained.state("train")
     assert state.pid
     assert state.group
     os.kill(state.pid, signal.SIGKILL)
     os.killpg(state.group, signal.SIGKILL)
-    assert study.wait() == {"train": "failed", "predict": "not run"}
-    assert "FAILED" in study.state("train").note
-    study.run()
-    assert study.wait() == {"train": "done", "predict": "done"}
+    assert half_trained.wait() == {"train": "failed", "predict": "not run"}
+    assert "FAILED" in half_trained.state("train").note
+    half_trained.run()
+    assert half_trained.wait() == {"train": "done", "predict": "done"}
 
 
 @pytest.mark.slurm
-def test_a_training_cancelled_behind_the_studys_back_goes_on_with_the_next_run(
-    make_study: MakeStudy, tmp_path: Path
-) -> None:
-    checkpoint = tmp_path / "checkpoint"
-    study = make_study(make_training("train", checkpoint), make_job("predict", kind="predict", depends_on=("train",)))
-    study.run()
-    study.wait_until(checkpoint.exists)
-    ask("scancel", "--signal=KILL", study.slurm_id("train"))
-    study.wait_until(lambda: study.statuses() == {"train": "interrupted", "predict": "pending"})
-    study.run()
-    assert study.wait() == {"train": "done", "predict": "done"}
+def test_a_training_cancelled_behind_the_studys_back_goes_on_with_the_next_run(half_trained: Study) -> None:
+    ask("scancel", "--signal=KILL", half_trained.slurm_id("train"))
+    half_trained.wait_until(lambda: half_trained.statuses() == {"train": "interrupted", "predict": "pending"})
+    half_trained.run()
+    assert half_trained.wait() == {"train": "done", "predict": "done"}
 
 
 @pytest.mark.slurm
@@ -249,29 +243,21 @@ def test_at_the_time_limit_only_what_can_go_on_is_requeued(make_study: MakeStudy
 
 
 @pytest.mark.slurm
-def test_a_second_run_submits_nothing_twice(make_study: MakeStudy, tmp_path: Path) -> None:
-    checkpoint = tmp_path / "checkpoint"
-    study = make_study(make_training("train", checkpoint), make_job("predict", kind="predict", depends_on=("train",)))
-    study.run()
-    study.wait_until(checkpoint.exists)
-    before = [study.slurm_id(job.id) for job in study.jobs]
-    study.run()
-    assert [study.slurm_id(job.id) for job in study.jobs] == before
-    assert study.statuses() == {"train": "running", "predict": "queued"}
+def test_a_second_run_submits_nothing_twice(half_trained: Study) -> None:
+    before = [half_trained.slurm_id(job.id) for job in half_trained.jobs]
+    half_trained.run()
+    assert [half_trained.slurm_id(job.id) for job in half_trained.jobs] == before
+    assert half_trained.statuses() == {"train": "running", "predict": "queued"}
 
 
 @pytest.mark.slurm
-def test_a_cancelled_study_goes_on_with_the_next_run(make_study: MakeStudy, tmp_path: Path) -> None:
-    checkpoint = tmp_path / "checkpoint"
-    study = make_study(make_training("train", checkpoint), make_job("predict", kind="predict", depends_on=("train",)))
-    study.run()
-    study.wait_until(checkpoint.exists)
-    assert study.executor.cancel(study.folder, study.jobs) == 2
-    assert study.statuses() == {"train": "interrupted", "predict": "pending"}
-    assert study.executor.cancel(study.folder, study.jobs) == 0
-    study.run()
-    assert study.wait() == {"train": "done", "predict": "done"}
-    assert study.state("train").attempts == 2
+def test_a_cancelled_study_goes_on_with_the_next_run(half_trained: Study) -> None:
+    assert half_trained.executor.cancel(half_trained.folder, half_trained.jobs) == 2
+    assert half_trained.statuses() == {"train": "interrupted", "predict": "pending"}
+    assert half_trained.executor.cancel(half_trained.folder, half_trained.jobs) == 0
+    half_trained.run()
+    assert half_trained.wait() == {"train": "done", "predict": "done"}
+    assert half_trained.state("train").attempts == 2
 
 
 @pytest.mark.slurm

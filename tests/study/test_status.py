@@ -5,33 +5,23 @@ from __future__ import annotations
 import io
 import json
 import socket
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from rich.console import Console
 
 from nnunet_godc.cli import main
-from nnunet_godc.study.definition import Definition, Study
-from nnunet_godc.study.folder import update_state, write_jobs, write_json
-from nnunet_godc.study.planning import jobs_of
+from nnunet_godc.study.folder import update_state
 from nnunet_godc.study.status import job_statuses, render
 
 TRAINING = "train.Dataset901_Tiny.nnUNetTrainer.nnUNetPlans.3d_fullres.fold"
 
 
 @pytest.fixture
-def study(nnunet: Path) -> Path:
+def study(study_folder: Callable[..., Path]) -> Path:
     """The folder of a study that was written down and has not begun."""
-    folder = nnunet / "out"
-    folder.mkdir()
-    definition = Definition.model_validate(
-        {"datasets": [901], "trainers": ["nnUNetTrainer"], "folds": [0, 1], "resources": {"device": "cpu"}}
-    )
-    folders = {name: str(nnunet / name) for name in ("raw", "preprocessed", "results")}
-    written = Study(name="s", datasets=["Dataset901_Tiny"], definition=definition, **folders)
-    write_json(folder / "study.json", written.model_dump(by_alias=True))
-    write_jobs(folder, jobs_of(written, folder))
-    return folder
+    return study_folder(trainers=["nnUNetTrainer"], folds=[0, 1], resources={"device": "cpu"})
 
 
 @pytest.fixture
