@@ -24,7 +24,7 @@ def __getattr__(name: str) -> type[nnUNetTrainer]:
 def _seeded_trainer(name: str) -> type[nnUNetTrainer] | None:
     """One class for a name, however often nnU-Net asks; None where there is no such trainer."""
     parts = SUFFIX.fullmatch(name)
-    if parts is None or not name.startswith("nnUNetTrainer"):
+    if parts is None:
         return None
     try:
         trainer = recursive_find_trainer_class_by_name(parts["trainer"])

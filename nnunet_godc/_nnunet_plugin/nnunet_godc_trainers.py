@@ -15,14 +15,16 @@ except ModuleNotFoundError as error:
 
 
 def __getattr__(name: str) -> object:
-    if name.lower().startswith("nnunettrainer"):
-        from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
-
-        from nnunet_godc.spelling import point_out_misspelling
+    if "_seed" in name:
         from nnunet_godc.trainers import seeds
 
         if hasattr(seeds, name):
             return getattr(seeds, name)
+    if name.lower().startswith("nnunettrainer"):
+        from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+
+        from nnunet_godc.spelling import point_out_misspelling
+
         # nnU-Net's own trainers are among the candidates: its search has just imported and dismissed them all.
         point_out_misspelling(name, frozenset(_names_of_subclasses(nnUNetTrainer)))
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -16,6 +16,9 @@ def contradictions(definition: Definition) -> Iterator[Problem]:
         for index, entry in enumerate(entries):
             if entry in entries[:index]:
                 yield Problem((key, index), f"{entry} stands twice in {key}; keep one.")
+    if "all" in definition.folds and len(definition.folds) > 1:
+        sentence = "fold all validates on the cases that it was trained on; train it in a study of its own."
+        yield Problem(("folds", definition.folds.index("all")), sentence)
     for index, trainer in enumerate(definition.trainers):
         if definition.seeds and re.search(r"_seed\d+$", trainer):
             yield Problem(("trainers", index), f"{trainer} has a seed already; leave it out here or in seeds.")
@@ -35,8 +38,11 @@ def contradictions(definition: Definition) -> Iterator[Problem]:
                 yield Problem((*here, size), f"{size} needs `from: PLANS`, the plans that it is a variation of.")
         else:
             yield from _variation_problems(definition, index)
-        if plans.gpu_memory_gb is not None and plans.name in PLANNERS:
-            sentence = f"{plans.name} are nnU-Net's own; give plans for another gpu_memory_gb a name of their own."
+        if plans.name in PLANNERS and (plans.gpu_memory_gb or plans.planner not in (None, PLANNERS[plans.name])):
+            sentence = (
+                f"{plans.name} are nnU-Net's own, made by its {PLANNERS[plans.name]}; give plans for another planner "
+                "or gpu_memory_gb a name of their own."
+            )
             yield Problem((*here, "name"), sentence)
     if definition.predict is None and definition.ensemble:
         yield Problem(("ensemble",), "an ensemble needs predictions; add `predict: {images: imagesTs}`.")

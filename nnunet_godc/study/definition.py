@@ -138,7 +138,8 @@ class Definition(Block):
         plans: by name, or with how they are made.
         trainers: names for nnU-Net's `-tr`.
         folds: of the cross-validation, or `all`.
-        seeds: every training runs once with each; empty for one run without a seed, as nnU-Net trains.
+        seeds: of nine digits at most; every training runs once with each; empty for one run without a seed, as nnU-Net
+            trains.
         predict: images to predict; None for none.
         ensemble: whether the predictions of all plans and configurations of a trainer are averaged, too.
         evaluate: options of `nnunet-godc evaluate` by their long names.
@@ -156,7 +157,7 @@ class Definition(Block):
     ]
     trainers: Annotated[list[str], Field(min_length=1)]
     folds: Annotated[list[Fold], Field(min_length=1)] = [0, 1, 2, 3, 4]
-    seeds: list[Annotated[int, Field(ge=0)]] = []
+    seeds: list[Annotated[int, Field(ge=0, lt=10**9)]] = []
     predict: Predict | None = None
     ensemble: bool = False
     evaluate: dict[str, Any] = {}

@@ -119,7 +119,7 @@ class _Planner:
     def _preprocessings(self, dataset: str) -> Iterator[Job]:
         # One after the other, too: plans share folders of data, which nnU-Net removes before it writes them.
         previous: tuple[str, ...] = ()
-        for plans, configuration in product(self.definition.plans, self._configurations_with_data()):
+        for configuration, plans in product(self._configurations_with_data(), self.definition.plans):
             workers = min(self.definition.resources.cpus, MOST_PREPROCESSING_WORKERS[configuration])
             planned = (_id("plan", dataset, plans.name),) if plans.planner_class or plans.variation_of else ()
             job = self._job(
@@ -138,9 +138,13 @@ class _Planner:
             yield job
 
     def _configurations_with_data(self) -> list[str]:
-        """The cascade's second stage trains on the data of 3d_fullres."""
-        names = ["3d_fullres" if name == "3d_cascade_fullres" else name for name in self.definition.configurations]
-        return list(dict.fromkeys(names))
+        """Whose data the trainings read.
+
+        The cascade's second stage trains on that of 3d_fullres, and the validation of 3d_lowres predicts for it. The
+        latter comes last: what is not planned for small images fails, and holds up what follows.
+        """
+        needed = [name for names in map(_data_of, self.definition.configurations) for name in names]
+        return sorted(dict.fromkeys(needed), key=lambda name: name == "3d_lowres")
 
     def _models(self) -> Iterator[tuple[str, str, str]]:
         """Trainer, plans and configuration of every model."""
@@ -156,9 +160,8 @@ class _Planner:
         folder = self.study.model(dataset, trainer, plans, configuration) / f"fold_{fold}"
         asked = self.definition.resources
         gpus = ("-num_gpus", str(asked.gpus)) if self.with_gpu.gpus > 1 else ()
-        needed = [_id("preprocess", dataset, plans, configuration)]
+        needed = [_id("preprocess", dataset, plans, data) for data in _data_of(configuration)]
         if configuration == "3d_cascade_fullres":
-            needed = [_id("preprocess", dataset, plans, "3d_fullres")]
             needed += [_id("train", dataset, trainer, plans, "3d_lowres", f"fold{lower}") for lower in range(5)]
         final = str(folder / "checkpoint_final.pth")
         return self._job(
@@ -166,7 +169,7 @@ class _Planner:
             *(dataset, trainer, plans, configuration, f"fold{fold}"),
             command=(
                 *("nnUNetv2_train", dataset, configuration, fold, "-tr", trainer, "-p", plans),
-                *("-device", asked.device, *gpus, *(("--npz",) if self.definition.ensemble else ())),
+                *("-device", asked.device, *gpus),
             ),
             environment=self.training_environment,
             depends_on=tuple(needed),
@@ -284,6 +287,14 @@ def option_words(name: str, value: Any) -> list[str]:
         return []
     values = value if isinstance(value, list) else [value]
     return [f"--{name.replace('_', '-')}", *(() if value is True else map(str, values))]
+
+
+def _data_of(configuration: str) -> tuple[str, ...]:
+    """The configurations whose preprocessed data a training reads."""
+    return {
+        "3d_cascade_fullres": ("3d_fullres",),
+        "3d_lowres": ("3d_lowres", "3d_fullres"),
+    }.get(configuration, (configuration,))
 
 
 def _id(kind: Kind, *names: str) -> str:

@@ -63,6 +63,7 @@ def invalid_value(details: Any, document: Document) -> Problem:
         "too_short": "needs at least one entry",
         "greater_than": f"needs more than {limits.get('gt', 0):g}",
         "greater_than_equal": f"needs at least {limits.get('ge', 0):g}",
+        "less_than": f"needs less than {limits.get('lt', 0):,}",
         "string_pattern_mismatch": "may hold letters, digits, and . _ - only",
     }.get(kind)
     if kind == "literal_error":

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from importlib import resources
 from itertools import product
 from pathlib import Path
@@ -91,7 +91,10 @@ def read_study(path: Path, check_classes: Callable[[Definition], list[Problem]] 
     problems: list[Problem] = []
     for index, dataset in enumerate(definition.datasets):
         found = sorted({name for folder in folders for name in _datasets_in(folder) if _is_called(name, dataset)})
-        if len(found) == 1:
+        if len(found) == 1 and (others := sorted(_of_same_number(found[0], folders))):
+            sentence = f"{found[0]} and {others[0]} have one number, which is all that nnU-Net's planning goes by; "
+            problems.append(Problem(("datasets", index), f"{sentence}rename one of them."))
+        elif len(found) == 1:
             datasets.append(found[0])
         else:
             problems.append(Problem(("datasets", index), _dataset_problem(dataset, found, folders)))
@@ -108,6 +111,7 @@ def read_study(path: Path, check_classes: Callable[[Definition], list[Problem]] 
         definition=definition,
     )
     problems += _plans_problems(study)
+    problems += _images_problems(study)
     _refuse(path, document, problems)
     return study
 
@@ -153,6 +157,22 @@ def _plans_problems(study: Study) -> Iterator[Problem]:
             yield Problem(("plans", index), f"{dataset} has no plans {plans.name} yet; {hint}")
 
 
+def _images_problems(study: Study) -> Iterator[Problem]:
+    """Folders of images to predict, or of their references, that are not there."""
+    predict = study.definition.predict
+    if predict is None:
+        return
+    for key, name in (("images", predict.images), ("references", predict.references)):
+        missing = [Path(study.raw, dataset, name) for dataset in study.datasets] if name is not None else []
+        for folder in [folder for folder in missing if not folder.is_dir()][:1]:
+            remedy = "create it, or give a path from the dataset's raw folder or an absolute one."
+            yield Problem(("predict", key), f"there is no folder {folder}; {remedy}")
+
+
+def _of_same_number(name: str, folders: Sequence[Path]) -> set[str]:
+    return {other for folder in folders for other in _datasets_in(folder) if other[:10] == name[:10]} - {name}
+
+
 def _datasets_in(folder: Path) -> list[str]:
     return [path.name for path in folder.glob("Dataset[0-9][0-9][0-9]_*")] if folder.is_dir() else []
 
@@ -163,7 +183,8 @@ def _is_called(name: str, wanted: int | str) -> bool:
 
 def _dataset_problem(wanted: int | str, found: list[str], folders: tuple[Path, Path, Path]) -> str:
     if found:
-        return f"dataset {wanted} is ambiguous: there are {', '.join(found)}; give the name."
+        names = ", ".join(found)
+        return f"dataset {wanted} is ambiguous: there are {names}, and nnU-Net goes by the number; rename all but one."
     known = sorted({name for folder in folders for name in _datasets_in(folder)})
     near = nearest_name(str(wanted), known) if isinstance(wanted, str) else None
     hint = f"did you mean {near}?" if near else "convert it first, for example with `nnunet-godc convert`."

@@ -90,6 +90,17 @@ def test_plans_of_one_dataset_are_made_one_after_the_other() -> None:
     assert "-pl nnUNetPlannerResEncM" in " ".join(found["plan.nnUNetResEncUNetMPlans"].command)
 
 
+def test_low_resolution_is_preprocessed_last_and_trains_with_full_resolution_at_hand() -> None:
+    # its validation predicts for the cascade, which is planned wherever it is; small images have none
+    found = jobs(plans=["nnUNetPlans", "nnUNetResEncUNetMPlans"], configurations=["3d_lowres", "2d"])
+    preprocessings = [name.rpartition(".")[2] for name, job in found.items() if job.kind == "preprocess"]
+    assert preprocessings == ["3d_fullres", "3d_fullres", "2d", "2d", "3d_lowres", "3d_lowres"]
+    assert needs(found["train.nnUNetTrainer.nnUNetPlans.3d_lowres.fold0"]) == {
+        "preprocess.nnUNetPlans.3d_lowres",
+        "preprocess.nnUNetPlans.3d_fullres",
+    }
+
+
 def test_a_variation_brings_the_plans_it_is_made_from() -> None:
     sizes = {"patch_size": [8, 8, 8], "features": 4, "stages": 3}
     found = jobs(plans=[{"name": "Small", "from": "nnUNetPlans", **sizes}])

@@ -113,8 +113,17 @@ def test_variables_of_the_environment_stay_as_they_are_written(write_study: Writ
         ),
         (
             SMALL + "plans:\n  - {name: nnUNetPlans, gpu_memory_gb: 40}\n",
-            "line 4, column 12: nnUNetPlans are nnU-Net's own; give plans for another gpu_memory_gb a name of their",
+            "line 4, column 12: nnUNetPlans are nnU-Net's own, made by its ExperimentPlanner; give plans for another",
         ),
+        (
+            SMALL + "plans:\n  - {name: nnUNetPlans, planner: nnUNetPlannerResEncL}\n",
+            "line 4, column 12: nnUNetPlans are nnU-Net's own, made by its ExperimentPlanner; give plans for another",
+        ),
+        (
+            SMALL + "folds: [0, all]\n",
+            "line 3, column 12: fold all validates on the cases that it was trained on; train it in a study of its own.",
+        ),
+        (SMALL + "seeds: [1000000000]\n", "line 3, column 9: seeds needs less than 1,000,000,000, not 1000000000."),
         (
             SMALL + "configurations: [2d]\nplans:\n"
             "  - {name: Small, from: nnUNetPlans, patch_size: [8, 8, 8], features: 4, stages: 3}\n",
@@ -168,12 +177,25 @@ class TestDatasets:
 
     def test_two_of_one_number_are_ambiguous(self, nnunet: Path, write_study: WriteStudy) -> None:
         (nnunet / "results" / "Dataset901_Other").mkdir()
-        with pytest.raises(UserError, match="ambiguous: there are Dataset901_Other, Dataset901_Tiny; give the name"):
+        with pytest.raises(UserError, match="ambiguous: there are Dataset901_Other, Dataset901_Tiny, and nnU-Net"):
             read_study(write_study(SMALL))
+        with pytest.raises(UserError, match=r"Dataset901_Tiny and Dataset901_Other have one number.*; rename one"):
+            read_study(write_study("datasets: [Dataset901_Tiny]\ntrainers: [nnUNetTrainer]\n"))
 
     def test_one_that_is_listed_twice_is_told(self, nnunet: Path, write_study: WriteStudy) -> None:
         with pytest.raises(UserError, match="line 1, column 11: a dataset is listed twice"):
             read_study(write_study("datasets: [901, Dataset901_Tiny]\ntrainers: [nnUNetTrainer]\n"))
+
+    @pytest.mark.parametrize(
+        ("predict", "place"),
+        [("{images: imagesTx}", "line 3, column 19: .*imagesTx"), ("{references: nowhere}", "column 23: .*nowhere")],
+    )
+    def test_folders_of_images_to_predict_have_to_exist(
+        self, nnunet: Path, write_study: WriteStudy, predict: str, place: str
+    ) -> None:
+        (nnunet / "raw" / "Dataset901_Tiny" / "imagesTs").mkdir()
+        with pytest.raises(UserError, match=f"{place}; create it"):
+            read_study(write_study(f"{SMALL}predict: {predict}\n"))
 
     def test_folders_that_are_not_set_are_named(
         self, nnunet: Path, write_study: WriteStudy, monkeypatch: pytest.MonkeyPatch

@@ -170,16 +170,16 @@ class TestNames:
         assert found.__mro__[2].__name__ == name
         assert recursive_find_trainer_class_by_name(f"{name}_seed12") is found
 
-    def test_trainers_of_the_users_own_have_seeds_too(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        (tmp_path / "my_seeded_trainers.py").write_text(
+    @pytest.mark.parametrize("name", ["nnUNetTrainerOfMine", "OfMine"])
+    def test_trainers_of_the_users_own_have_seeds_too(
+        self, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        (tmp_path / f"my_seeded_{name}.py").write_text(
             "from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer\n"
-            "class nnUNetTrainerOfMine(nnUNetTrainer): pass\n"
+            f"class {name}(nnUNetTrainer): pass\n"
         )
         monkeypatch.setenv("nnUNet_extTrainer", str(tmp_path), prepend=":")
-        assert (
-            recursive_find_trainer_class_by_name("nnUNetTrainerOfMine_seed0").__mro__[2].__name__
-            == "nnUNetTrainerOfMine"
-        )
+        assert recursive_find_trainer_class_by_name(f"{name}_seed0").__mro__[2].__name__ == name
 
     @pytest.mark.parametrize(
         "name", ["nnUNetTrainerGDOC_seed1", "nnUNetTrainer_seed", "nnUNetTrainer_seed01", "A_seed1"]
