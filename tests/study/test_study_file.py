@@ -121,7 +121,7 @@ def test_variables_of_the_environment_stay_as_they_are_written(write_study: Writ
         ),
         (
             SMALL + "folds: [0, all]\n",
-            "line 3, column 12: fold all validates on the cases that it was trained on; train it in a study of its own.",
+            "line 3, column 12: fold all validates on the cases that it was trained on; train it in a study of its",
         ),
         (SMALL + "seeds: [1000000000]\n", "line 3, column 9: seeds needs less than 1,000,000,000, not 1000000000."),
         (
