@@ -295,8 +295,11 @@ def test_ctrl_c_during_submission_loses_no_job(make_study: MakeStudy, monkeypatc
         return command(*words)
 
     monkeypatch.setattr(slurm, "_slurm", interrupted)
+    # a shell lets what it runs in the background ignore Ctrl-C
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     with pytest.raises(KeyboardInterrupt):
         study.run()
+    signal.signal(signal.SIGINT, before)
     monkeypatch.undo()
     assert study.state("train").status in ("queued", "running", "done")
     assert study.state("predict").status == "pending"
