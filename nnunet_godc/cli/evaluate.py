@@ -127,14 +127,19 @@ def run(arguments: argparse.Namespace) -> int:
     if "lesions" in groups:
         chosen = "as asked for" if arguments.lesions else "by their names; --lesions takes others"
         print(f"lesions: {', '.join(lesions) or 'no label'} ({chosen})")
-    written = write_report(
-        evaluation.measurements,
-        arguments.out,
-        lesions=evaluation.lesions,
-        baseline=arguments.baseline,
-        seed=arguments.seed,
-        resamples=arguments.resamples,
-    )
+    try:
+        written = write_report(
+            evaluation.measurements,
+            arguments.out,
+            lesions=evaluation.lesions,
+            baseline=arguments.baseline,
+            seed=arguments.seed,
+            resamples=arguments.resamples,
+        )
+    except UserError as error:
+        _tell_problems(evaluation.problems)
+        earlier = "; the report that is there is of an earlier run" if (arguments.out / "report.md").exists() else ""
+        raise UserError(f"measured, but not reported: {error}{earlier}") from error
     names = [path.name for path in (*evaluation.files, *written)]
     print(f"written to {arguments.out}: {', '.join(names)}")
     return _tell_problems(evaluation.problems)

@@ -11,6 +11,7 @@ from typing import Any
 
 import nibabel
 import numpy as np
+import SimpleITK
 from numpy.typing import NDArray
 from scipy.ndimage import find_objects
 
@@ -24,6 +25,7 @@ METHOD = 1  # raised when measured values change: what was kept of an earlier me
 LARGEST_SHIFT = 0.1  # voxels by which prediction and reference may lie apart: headers round
 PLANAR = 900  # nnU-Net gives 2D images 999 times the pixels' spacing along the axis that they lack
 PLANAR_MM = 1.0
+GIPL_HEADER = 256  # bytes
 
 
 class CaseProblem(Exception):  # noqa: N818 it is told, and stops nothing
@@ -179,6 +181,8 @@ def _read(path: Path, what: str, reader: type[Any], known: frozenset[int]) -> tu
                 # Where a NIfTI file breaks off, ITK puts zeros and goes on; nibabel raises an error.
                 same: Any = nibabel.load(path)
                 same.dataobj.get_unscaled()
+            if path.suffix == ".gipl" and path.stat().st_size < GIPL_HEADER + image.size * _bytes_of_voxel(path):
+                raise EOFError("it breaks off")  # ITK leaves in place what was in memory there
     except MemoryError:
         raise
     except Exception as error:  # whatever the libraries behind nnU-Net's readers raise for a damaged file
@@ -191,11 +195,19 @@ def _read(path: Path, what: str, reader: type[Any], known: frozenset[int]) -> tu
         with np.errstate(invalid="ignore"):
             plane[...] = values
         if not np.array_equal(plane, values):
-            raise CaseProblem(f"its {what} holds {values[plane != values][0]:g}, which is no label: {path}")
+            raise CaseProblem(f"its {what} holds {values[plane != values][0]:.9g}, which is no label: {path}")
         seen.update(np.flatnonzero(np.bincount(plane.ravel())).tolist())
     if unknown := sorted(seen - known):
         raise CaseProblem(f"its {what} holds {unknown[0]}, which is no label in dataset.json: {path}")
     return labels, properties
+
+
+def _bytes_of_voxel(path: Path) -> int:
+    header = SimpleITK.ImageFileReader()
+    header.SetFileName(str(path))
+    header.ReadImageInformation()
+    voxel = SimpleITK.Image([1] * header.GetDimension(), header.GetPixelID())
+    return int(SimpleITK.GetArrayViewFromImage(voxel).itemsize)
 
 
 def _check_geometry(

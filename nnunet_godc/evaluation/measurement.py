@@ -1,7 +1,8 @@
 """Measuring all cases: from nnU-Net's own counts where they suffice, else on the images, in parallel, and only once.
 
 What was measured on images is kept, one file for each case, under a name that follows from everything it depends on:
-both files (path, size, time of change), the labels, the options, the method. Whatever changes is measured again.
+both files (path, size, time of change) with what nnU-Net's reader reads beside them, the labels, the options, the
+method. Whatever changes is measured again.
 """
 
 from __future__ import annotations
@@ -129,6 +130,7 @@ def _task(position: tuple[int, int], results: Results, case: Case, options: Opti
         METHOD,
         _state(case.prediction, "its prediction is missing"),
         _state(case.reference, "its reference is missing; give the folder of the references with -ref"),
+        *(_beside(path) for path in (case.prediction, case.reference)),
         results.reader.__name__,
         dataclasses.asdict(results.labels),
         dataclasses.asdict(options),
@@ -152,6 +154,14 @@ def _state(path: Path, missing: str) -> tuple[str, int, int]:
     except OSError:
         raise CaseProblem(f"{missing}: {path}") from None
     return str(path.resolve()), status.st_size, status.st_mtime_ns
+
+
+def _beside(path: Path) -> tuple[str, int, int] | None:
+    """The state of the file that holds a TIFF's spacing, if there is one."""
+    try:
+        return _state(path.with_suffix(".json"), "") if path.suffix in (".tif", ".tiff") else None
+    except CaseProblem:
+        return None
 
 
 def _measure(task: _Task) -> CaseMeasures | CaseProblem:

@@ -22,7 +22,7 @@ def read_patients(results: Sequence[Results], table: Path | None) -> tuple[Patie
             the raw dataset; without that, every case is a patient.
 
     Raises:
-        UserError: the table cannot be read, or lacks cases; the record cannot be read.
+        UserError: the table or the record cannot be read, or lacks cases.
     """
     if table is not None:
         return _from_table(results, table), f"patients: {table}"
@@ -38,6 +38,12 @@ def read_patients(results: Sequence[Results], table: Path | None) -> tuple[Patie
                 raise UserError(
                     f"{record / RECORD} does not tell the patients ({error}); --patients FILE does"
                 ) from None
+            names = {case.name for result in results if result.dataset == dataset for case in result.cases}
+            if missing := sorted(name for name in names if (dataset, name) not in patients):
+                raise UserError(
+                    f"{record / RECORD} lacks {len(missing)} cases, such as {missing[0]}, so that their patients are "
+                    "not known; --patients FILE tells those of all cases"
+                )
             found[dataset] = record / RECORD
     if not found:
         return patients, "patients: every case counts as one (--patients FILE says otherwise)"

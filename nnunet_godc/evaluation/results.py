@@ -118,17 +118,9 @@ def trainer_results(folder: Path, references: Path | None = None) -> Results:
         )
     model = _read_model(folder / "dataset.json", folder / "plans.json")
     found = _Found()
-    folds = sorted(path.parent for path in folder.glob("fold_*/validation") if path.parent.name != "fold_all")
-    if (folder / "fold_all" / "validation").is_dir():
-        found.notes.append(f"{folder}: fold_all is left out, it validates on the cases that it was trained on")
+    folds = _folds(folder, found)
     if folds:
-        validating: dict[int | None, Sequence[str]] = dict(enumerate(_validating_cases(model.dataset)))
-        for fold in folds:
-            number = _fold_number(fold)
-            _add(found, fold / "validation", number, model, references, validating.pop(number, ()))
-        if validating:
-            missing = ", ".join(map(str, validating))
-            found.notes.append(f"{folder}: no validation results of fold {missing}, whose cases are in no number")
+        _add_folds(found, folder, folds, model, references)
     elif merged := sorted(folder.glob(CROSS_VALIDATION)):
         if len(merged) > 1:
             raise UserError(
@@ -143,6 +135,40 @@ def trainer_results(folder: Path, references: Path | None = None) -> Results:
         )
     trainer, plans, configuration = name
     return _results(folder, model, configuration, plans, trainer, found)
+
+
+def _folds(folder: Path, found: _Found) -> dict[int, Path]:
+    """The validation folders by the number of their fold; notes for what else is called like a fold."""
+    folds = {}
+    for path in sorted(folder.glob("fold_*")):
+        number = path.name.removeprefix("fold_")
+        if not (path / "validation").is_dir():
+            if number.isdigit():
+                found.notes.append(f"{folder}: {path.name} has no validation results, its cases are in no number")
+        elif number.isdigit():
+            folds[int(number)] = path / "validation"
+        elif number == "all":
+            found.notes.append(f"{folder}: fold_all is left out, it validates on the cases that it was trained on")
+        else:
+            found.notes.append(f"{folder}: {path.name} is left out, it is called like no fold of nnU-Net")
+    return dict(sorted(folds.items()))
+
+
+def _add_folds(found: _Found, folder: Path, folds: Mapping[int, Path], model: _Model, references: Path | None) -> None:
+    validating = dict(enumerate(_validating_cases(model.dataset)))
+    for number, predictions in folds.items():
+        _add(found, predictions, number, model, references, validating.get(number, ()), only=number in validating)
+    if absent := [number for number in validating if number not in folds and not (folder / f"fold_{number}").is_dir()]:
+        missing = ", ".join(map(str, absent))
+        found.notes.append(f"{folder}: no validation results of fold {missing}, whose cases are in no number")
+    fold_of: dict[str, int | None] = {}
+    for case in found.cases:
+        if case.name in fold_of:
+            found.problems.append(
+                f"{folder}: folds {fold_of[case.name]} and {case.fold} both hold {case.name}, so that one of them was "
+                "trained on it; delete what the splits did not leave to it"
+            )
+        fold_of.setdefault(case.name, case.fold)
 
 
 def predicted_results(
@@ -178,6 +204,8 @@ def predicted_results(
 
 
 def _results(folder: Path, model: _Model, configuration: str, plans: str, trainer: str, found: _Found) -> Results:
+    if model.reader.__name__ == "NaturalImage2DIO":
+        found.notes.append(f"{folder}: {model.file_ending} holds no spacing, so mm and ml stand for pixels of 1 mm")
     return Results(
         folder=folder,
         dataset=model.dataset,
@@ -199,14 +227,33 @@ def _add(
     model: _Model,
     references: Path | None,
     expected: Iterable[str] = (),
+    *,
+    only: bool = False,
 ) -> None:
-    """Adds the cases of one folder of predictions, those that are `expected` whether they are there or not."""
+    """Adds the cases of one folder of predictions, those that are `expected` whether they are there or not.
+
+    Others are left out and told where `only` those are to be there.
+    """
     counted, counted_against = _read_summary(folder / SUMMARY, model, found)
     if references is None:
         references = _references(model, counted_against)
     elif counted_against is None or counted_against.resolve() != references.resolve():
         counted = {}  # against other references than those that are asked for
-    for name in sorted({*_names(folder, model.file_ending), *counted, *expected}):
+    since = _changed_at(folder / SUMMARY)
+
+    def changed(file: str) -> bool:
+        """Whether the prediction or its reference was written after nnU-Net had counted it."""
+        return max(_changed_at(folder / file), _changed_at(references / file)) > since
+
+    counted = {name: counts for name, counts in counted.items() if not changed(name + model.file_ending)}
+    names = {*_names(folder, model.file_ending), *counted}
+    if only and (others := sorted(names.difference(expected))):
+        found.problems.append(
+            f"{folder} holds {len(others)} cases that {SPLITS} does not leave to this fold, such as {others[0]}; they "
+            "are left out, as the fold may have been trained on them"
+        )
+        names.difference_update(others)
+    for name in sorted({*names, *expected}):
         found.cases.append(Case(name, fold, folder, references, name + model.file_ending, counted.get(name)))
 
 
@@ -330,6 +377,9 @@ def _names(folder: Path, file_ending: str) -> list[str]:
         return [entry.name.removesuffix(file_ending) for entry in entries if entry.name.endswith(file_ending)]
 
 
-def _fold_number(folder: Path) -> int | None:
-    text = folder.name.removeprefix("fold_")
-    return int(text) if text.isdigit() else None
+def _changed_at(path: Path) -> int:
+    """Nanoseconds since 1970; 0 where there is no such file."""
+    try:
+        return path.stat().st_mtime_ns
+    except OSError:
+        return 0

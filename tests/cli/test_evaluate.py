@@ -68,6 +68,17 @@ def test_a_bad_case_is_told_after_all_else_is_done(folders: Path, capsys: pytest
     assert (folders / "out" / "report.md").exists()
 
 
+def test_why_a_baseline_could_not_be_measured_is_told(folders: Path, capsys: pytest.CaptureFixture[str]):
+    assert evaluate(folders) == 0
+    for bad in (folders / "results" / DATASET).glob("nnUNetTrainer__*/fold_0/validation/*.nii.gz"):
+        write_segmentation(bad, segmentation()[:-1])
+    assert evaluate(folders, "--baseline", "nnUNetTrainer") == 1
+    told = capsys.readouterr().err
+    assert "6 problems:" in told
+    assert "measured, but not reported: the baseline nnUNetTrainer was not measured" in told
+    assert told.endswith("the report that is there is of an earlier run\n")
+
+
 def test_predictions_and_references_are_given_as_nnunet_has_it(folders: Path, capsys: pytest.CaptureFixture[str]):
     model = write_model(folders / "model")
     write_segmentation(folders / "ensemble" / "a.nii.gz", segmentation())

@@ -97,6 +97,7 @@ def test_a_missing_surface_has_no_distance(there: tuple[bool, bool], nsd: float,
         (segmentation(), {"origin": (0, 3, 0)}, "lie up to 3 mm apart in space"),
         (segmentation() * 2, {}, "its prediction holds 4, which is no label in dataset.json"),
         (segmentation() * 0.5, {}, "its prediction holds 0.5, which is no label"),
+        (segmentation() * np.float32(1.0000001), {}, "its prediction holds 1.00000012, which is no label"),
         (-segmentation().astype(np.int16), {}, "its prediction holds -1, which is no label"),
     ],
 )
@@ -135,9 +136,10 @@ def test_a_file_that_breaks_off_is_named(share: float, ending: str, reader: type
 
 def test_other_formats_that_break_off_are_named(tmp_path: Path):
     noise = np.random.default_rng(0).integers(0, 2, (20, 20, 20), dtype=np.uint8)
-    files = {SimpleITKIO: ["a.nrrd", "a.mha"], Tiff3DIO: ["a.tif"], NaturalImage2DIO: ["a.png"]}
+    files = {SimpleITKIO: ["a.nrrd", "a.mha", "a.gipl"], Tiff3DIO: ["a.tif"], NaturalImage2DIO: ["a.png"]}
     write_segmentation(tmp_path / "a.nrrd", noise)
     write_segmentation(tmp_path / "a.mha", noise)
+    write_segmentation(tmp_path / "a.gipl", noise)
     tifffile.imwrite(tmp_path / "a.tif", noise)
     imsave(tmp_path / "a.png", noise[0], check_contrast=False)
     for reader, names in files.items():

@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO
+from nnunetv2.imageio.tif_reader_writer import Tiff3DIO
 
 from nnunet_godc.evaluation.case import LabelMeasures, Labels, Options
 from nnunet_godc.evaluation.measurement import Measured, measure
@@ -54,6 +55,22 @@ def test_what_has_changed_is_measured_again(results: Results):
     assert changed.cases[0][1][0][1].labels["liver"].false_negative > 0
     assert numbers(run(results, replace(ALL, nsd_tolerance_mm=1))) == (0, 0, 2)
     assert numbers(run(replace(results, labels=Labels({"liver": (1, 2)}, None)), Options())) == (0, 0, 2)
+
+
+def test_a_changed_spacing_beside_a_tiff_is_measured_again(results: Results, tmp_path: Path):
+    cases = []
+    for case in results.cases:
+        for path in (case.prediction, case.reference):
+            write_segmentation(path.with_name(f"{case.name}.tif"), segmentation())
+            path.with_name(f"{case.name}.json").write_text('{"spacing": [1, 1, 1]}')
+        cases.append(replace(case, file=f"{case.name}.tif"))
+    tiff = replace(results, reader=Tiff3DIO, cases=tuple(cases))
+    assert numbers(run(tiff)) == (0, 0, 2)
+    for part in ("predictions", "references"):
+        (tmp_path / part / "a.json").write_text('{"spacing": [5, 1, 1]}')
+    changed = run(tiff)
+    assert numbers(changed) == (0, 1, 1)
+    assert [measures.voxel_ml for _, measures in changed.cases[0][1]] == [0.005, 0.001]
 
 
 def test_a_damaged_entry_is_measured_again(results: Results):

@@ -35,6 +35,14 @@ def test_patients_come_from_the_conversion(raw: Path):
     assert "conversion.json" in note
 
 
+def test_a_record_that_lacks_cases_points_to_the_table(raw: Path):
+    (raw / "D").mkdir()
+    record = {"format": RECORD_FORMAT, "cases": {"a": {"patient": "p"}}}
+    (raw / "D" / "conversion.json").write_text(json.dumps(record))
+    with pytest.raises(UserError, match=r"lacks 1 cases, such as b, .*; --patients FILE tells"):
+        read_patients([RESULTS], None)
+
+
 def test_a_damaged_record_points_to_the_table(raw: Path):
     (raw / "D").mkdir()
     (raw / "D" / "conversion.json").write_text("{")

@@ -1,4 +1,5 @@
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -109,6 +110,52 @@ def test_folds_that_are_not_there_are_told(folders: Path):
     splits.write_text(json.dumps([{"train": [], "val": [case]} for case in "acdef"]))
     [note] = trainer_results(folder).notes
     assert "no validation results of fold 2, 3, 4" in note
+
+
+def test_a_case_that_the_split_leaves_to_another_fold_is_told_and_left_out(folders: Path):
+    folder = write_results(folders / "results", "nnUNetTrainer", {0: dict.fromkeys("abc", segmentation()), 1: FOLDS[1]})
+    splits = folders / "preprocessed" / DATASET / "splits_final.json"
+    splits.parent.mkdir(parents=True)
+    splits.write_text(json.dumps([{"train": [], "val": ["a", "b"]}, {"train": [], "val": ["c"]}]))
+    results = trainer_results(folder)
+    assert cases(results) == [("a", 0), ("b", 0), ("c", 1)]
+    [problem] = results.problems
+    assert "holds 1 cases that splits_final.json does not leave to this fold, such as c" in problem
+
+
+def test_a_case_in_two_folds_is_told(folders: Path):
+    folder = write_results(folders / "results", "nnUNetTrainer", {0: FOLDS[0], 1: {"b": segmentation()}})
+    [problem] = trainer_results(folder).problems
+    assert "folds 0 and 1 both hold b" in problem
+
+
+def test_folders_that_are_no_whole_folds_are_told(folders: Path):
+    folder = write_results(folders / "results", "nnUNetTrainer", FOLDS)
+    write_segmentation(folder / "fold_0_old" / "validation" / "a.nii.gz", segmentation())
+    (folder / "fold_2").mkdir()
+    results = trainer_results(folder)
+    assert cases(results) == [("a", 0), ("b", 0), ("c", 1)]
+    assert "fold_0_old is left out" in results.notes[0]
+    assert "fold_2 has no validation results" in results.notes[1]
+
+
+@pytest.mark.parametrize("what", ["prediction", "reference"])
+def test_what_was_written_after_nnunet_had_counted_it_is_read_again(what: str, folders: Path):
+    folder = write_results(folders / "results", "nnUNetTrainer", FOLDS)
+    counts = {case: {"1": (5, 1, 2), "2": (0, 0, 0)} for case in "ab"}
+    summary = write_summary(folder / "fold_0" / "validation", counts, folders / "raw" / DATASET / "labelsTr")
+    changed = getattr(trainer_results(folder).cases[0], what)
+    since = summary.stat().st_mtime_ns + 10**9
+    os.utime(changed, ns=(since, since))
+    found = {case.name: case.counted for case in trainer_results(folder).cases}
+    assert found["a"] is None
+    assert found["b"] is not None
+
+
+def test_pictures_are_said_to_be_in_pixels(folders: Path):
+    model = write_model(folders / "predictions", file_ending=".png", reader="NaturalImage2DIO")
+    (model / "a.png").touch()
+    assert "holds no spacing, so mm and ml stand for pixels" in predicted_results(model, folders).notes[0]
 
 
 def test_a_summary_of_other_labels_is_told_and_not_used(folders: Path):
