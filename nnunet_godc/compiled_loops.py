@@ -17,6 +17,7 @@ import numpy as np
 import torch
 
 LANES = 8  # floats of a vector in loops written with vectors; arrays are padded to a multiple of it
+TILE = 32  # voxels that such loops take at once
 
 
 def why_unusable(attempt: Callable[[], None], consequence: str) -> str | None:

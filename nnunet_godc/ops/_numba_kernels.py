@@ -1,17 +1,22 @@
-"""The inner loops of a deformable convolution on the CPU, compiled by numba: gathering samples, scattering gradients.
+"""The loops of a deformable convolution on the CPU, compiled by numba: gathering, multiplying, scattering.
 
-They walk over output voxels, their taps, and the grid points around each sampling position; the innermost loop runs
-over channels, which lie side by side in memory. They release the interpreter's lock, so that threads of ours share the
-work: numba's own threads are not safe after a fork, or not when several threads start them.
+They walk over tiles of output voxels; in a tile over the taps, whose sampling positions are found for all its voxels at
+once; then voxel by voxel over the grid points around a position. The innermost loop runs over channels, which lie side
+by side in memory. The products with the weight are made here, too, tile by tile while the samples are in the cache:
+PyTorch's would run in threads of OpenMP, which spin for a while after each, on the cores that these loops need.
+
+The loops release the interpreter's lock, so that threads of ours share the work: numba's own threads are not safe after
+a fork, or not when several threads start them.
 
 Throughout, for one sample of the batch and its output voxels ``first`` to ``last``:
 
 - ``table``: the input, channels last, (voxels in * C,); C counts each offset group's channels as a multiple of LANES.
 - ``offset`` (offset groups * taps * displaced axes, voxels out), ``mask`` (offset groups * taps, voxels out) or (0, 0).
 - ``taps`` (taps, 3): each tap's place relative to its voxel, padding taken off. ``size``, ``output_size``: (z, y, x).
-- ``columns`` (voxels of the chunk * taps * C,): the samples, or their gradient; voxel ``origin`` is its first.
-- ``rows``, ``weights`` (voxels of the chunk * taps * offset groups * 4 or 8,): each sampling position's grid points, as
-  rows of the table, and their shares in the sample.
+- ``spans`` (groups of the convolution, 4): first channel of C and their number, first output and their number.
+- "columns" (taps * voxels * C,) for one tile after the other: the samples, or their gradient.
+- "nodes" (voxels * offset groups * taps * 4 or 8,): the grid points around the sampling positions, as rows of the table
+  and with their shares in the sample, for one tile after the other.
 """
 
 from __future__ import annotations
@@ -19,102 +24,195 @@ from __future__ import annotations
 import numba
 import numpy as np
 
-from nnunet_godc.compiled_loops import LANES
-from nnunet_godc.ops._numba_vectors import FAST, add, load, multiply, scale, store, total, zeros
+from nnunet_godc.compiled_loops import LANES, TILE
+from nnunet_godc.ops._numba_vectors import FAST, add, load, multiply, multiply_block, scale, store, total, zeros
+
+DEPTH = 64  # of the inner dimension of a product at a time: what is read of B then stays in the first cache
 
 _compiled = numba.njit(nogil=True, cache=True, fastmath=set(FAST))
 _inlined = numba.njit(nogil=True, fastmath=set(FAST), inline="always")
 
+_6x2, _4x2, _2x2, _1x2 = (multiply_block(rows, 2) for rows in (6, 4, 2, 1))
+_6x1, _4x1, _2x1, _1x1 = (multiply_block(rows, 1) for rows in (6, 4, 2, 1))
 
-@_inlined
-def _on_grid(regular, extent):  # type: ignore[no-untyped-def]
-    """Along an axis that is not displaced: one grid point, with weight 0 outside the map."""
-    inside = np.float32(1) if 0 <= regular < extent else np.float32(0)
-    index = min(max(regular, 0), extent - 1)
-    return index, index, inside, np.float32(0), np.float32(0), np.float32(0)
-
-
-@_inlined
-def _between(regular, shift, extent):  # type: ignore[no-untyped-def]
-    """Along a displaced axis: the grid points below and above, their weights, and the weights' derivatives.
-
-    A position more than a voxel outside reads 0, so clamping there changes nothing and keeps the index defined. A NaN
-    stays a NaN in the weights.
-    """
-    position = np.float32(regular) + shift
-    if position < np.float32(-2):
-        position = np.float32(-2)
-    if position > np.float32(extent + 1):
-        position = np.float32(extent + 1)
-    floor = np.floor(position)
-    index = np.int64(floor) if position == position else np.int64(0)
-    fraction = position - floor
-    low = np.float32(1) if 0 <= index < extent else np.float32(0)
-    high = np.float32(1) if -1 <= index < extent - 1 else np.float32(0)
-    return (
-        min(max(index, 0), extent - 1),
-        min(max(index + 1, 0), extent - 1),
-        (np.float32(1) - fraction) * low,
-        fraction * high,
-        -low,
-        high,
-    )
-
-
-@_inlined
-def _unravel(voxel, size):  # type: ignore[no-untyped-def]
-    return voxel // (size[1] * size[2]), voxel // size[2] % size[1], voxel % size[2]
-
-
-@_inlined
-def _weighted(w00, a, w01, b, w10, c, w11, d):  # type: ignore[no-untyped-def]
-    return add(add(scale(w00, a), scale(w01, b)), add(scale(w10, c), scale(w11, d)))
-
-
-@_inlined
-def _sum_of(table, w00, a, w01, b, w10, c, w11, d):  # type: ignore[no-untyped-def]
-    return _weighted(w00, load(table, a), w01, load(table, b), w10, load(table, c), w11, load(table, d))
+# What is known along an axis, as rows of an array of floats and of integers.
+_SHARES = 4  # of the grid points below and above a position in the sample, and their derivatives by the position
+_MODULATION = 3 * _SHARES
+_DOTS = _MODULATION + 1  # <gradient, table> at every grid point
+_FLOATS = _DOTS + 8
+_PLACES = 6  # of the grid points below and above, per axis
+_INTEGERS = _PLACES + 3  # and the voxel's own place
 
 
 @_compiled
-def gather(table, offset, mask, taps, size, output_size, offset_groups, origin, first, last, columns):  # type: ignore[no-untyped-def]
-    """Fill `columns` with the interpolated, modulated samples of output voxels `first` to `last`."""
+def add_product(a, a_at, a_row, a_step, b, b_at, b_row, c, c_at, c_row, m, k, n):  # type: ignore[no-untyped-def]
+    """C (m, n) += A (m, k) B (k, n), n being a multiple of LANES; see `multiply_block` for how they lie."""
+    for p in range(0, k, DEPTH):
+        depth = min(DEPTH, k - p)
+        for j in range(0, n, 2 * LANES):
+            wide = n - j > LANES
+            right = b_at + p * b_row + j
+            i = 0
+            while i < m:
+                left, into, rows = a_at + i * a_row + p * a_step, c_at + i * c_row + j, m - i
+                if rows >= 6 and rows != 8:
+                    if wide:
+                        _6x2(a, left, a_row, a_step, b, right, b_row, c, into, c_row, depth)
+                    else:
+                        _6x1(a, left, a_row, a_step, b, right, b_row, c, into, c_row, depth)
+                    i += 6
+                elif rows >= 4:
+                    if wide:
+                        _4x2(a, left, a_row, a_step, b, right, b_row, c, into, c_row, depth)
+                    else:
+                        _4x1(a, left, a_row, a_step, b, right, b_row, c, into, c_row, depth)
+                    i += 4
+                elif rows >= 2:
+                    if wide:
+                        _2x2(a, left, a_row, a_step, b, right, b_row, c, into, c_row, depth)
+                    else:
+                        _2x1(a, left, a_row, a_step, b, right, b_row, c, into, c_row, depth)
+                    i += 2
+                else:
+                    if wide:
+                        _1x2(a, left, a_row, a_step, b, right, b_row, c, into, c_row, depth)
+                    else:
+                        _1x1(a, left, a_row, a_step, b, right, b_row, c, into, c_row, depth)
+                    i += 1
+
+
+@_inlined
+def _locate(start, count, output_size, integers):  # type: ignore[no-untyped-def]
+    """The places (z, y, x) of a tile's voxels."""
+    for v in range(count):
+        voxel = start + v
+        integers[_PLACES * TILE + v] = voxel // (output_size[1] * output_size[2])
+        integers[(_PLACES + 1) * TILE + v] = voxel // output_size[2] % output_size[1]
+        integers[(_PLACES + 2) * TILE + v] = voxel % output_size[2]
+
+
+@_inlined
+def _on_grid(axis, tap, extent, count, floats, integers):  # type: ignore[no-untyped-def]
+    """Along an axis that is not displaced: one grid point, with share 0 outside the map."""
+    for v in range(count):
+        regular = integers[(_PLACES + axis) * TILE + v] + tap
+        floats[_SHARES * axis * TILE + v] = np.float32(1) if 0 <= regular < extent else np.float32(0)
+        integers[2 * axis * TILE + v] = min(max(regular, 0), extent - 1)
+
+
+@_inlined
+def _between(axis, tap, extent, offset, row, start, count, floats, integers):  # type: ignore[no-untyped-def]
+    """Along a displaced axis: the grid points below and above, their shares, and the derivatives of these.
+
+    A position more than a voxel outside reads 0, so clamping there changes nothing and keeps the index defined. A NaN
+    stays a NaN in the shares.
+    """
+    low, high = np.float32(-2), np.float32(extent + 1)
+    end = np.int32(extent)
+    one, zero = np.float32(1), np.float32(0)
+    place, share = 2 * axis * TILE, _SHARES * axis * TILE
+    for v in range(count):
+        position = np.float32(integers[(_PLACES + axis) * TILE + v] + tap) + offset[row, start + v]
+        position = low if position < low else position
+        position = high if position > high else position
+        floor = np.floor(position)
+        index = np.int32(floor) if position == position else np.int32(0)
+        fraction = position - floor
+        below = one if 0 <= index < end else zero
+        above = one if -1 <= index < end - 1 else zero
+        integers[place + v] = min(max(index, 0), end - 1)
+        integers[place + TILE + v] = min(max(index + 1, 0), end - 1)
+        floats[share + v] = (one - fraction) * below
+        floats[share + TILE + v] = fraction * above
+        floats[share + 2 * TILE + v] = -below
+        floats[share + 3 * TILE + v] = above
+
+
+@_inlined
+def _surround(axes, taps, tap, entry, size, offset, mask, start, count, floats, integers):  # type: ignore[no-untyped-def]
+    """What is known along each axis around the sampling positions of a tap."""
+    if axes == 3:
+        _between(0, taps[tap, 0], size[0], offset, 3 * entry, start, count, floats, integers)
+    else:
+        _on_grid(0, taps[tap, 0], size[0], count, floats, integers)
+    _between(1, taps[tap, 1], size[1], offset, (entry + 1) * axes - 2, start, count, floats, integers)
+    _between(2, taps[tap, 2], size[2], offset, (entry + 1) * axes - 1, start, count, floats, integers)
+    if mask.shape[0]:
+        for v in range(count):
+            floats[_MODULATION * TILE + v] = mask[entry, start + v]
+
+
+@_inlined
+def _list_nodes(points, size, count, floats, integers, nodes, shares):  # type: ignore[no-untyped-def]
+    """Each grid point's row of the table, and its share in the modulated sample, from what is known along each axis."""
+    height, width = np.int32(size[1]), np.int32(size[2])
+    for corner in range(points):
+        z, y, x = (corner >> 2) * TILE, (corner >> 1 & 1) * TILE, (corner & 1) * TILE
+        for v in range(count):
+            line = integers[z + v] * height + integers[2 * TILE + y + v]
+            nodes[corner * TILE + v] = line * width + integers[4 * TILE + x + v]
+            share = floats[z + v] * floats[_SHARES * TILE + y + v] * floats[2 * _SHARES * TILE + x + v]
+            shares[corner * TILE + v] = share * floats[_MODULATION * TILE + v]
+
+
+@_inlined
+def _four(shares, v, table, a, b, c, d, i):  # type: ignore[no-untyped-def]
+    """The weighted sum of four grid points, for the channels from `i` on."""
+    left = add(scale(shares[v], load(table, a + i)), scale(shares[v + TILE], load(table, b + i)))
+    right = add(scale(shares[v + 2 * TILE], load(table, c + i)), scale(shares[v + 3 * TILE], load(table, d + i)))
+    return add(left, right)
+
+
+@_compiled
+def forward(  # type: ignore[no-untyped-def]
+    table, offset, mask, taps, size, output_size, offset_groups, spans, weight, first, last, output
+):
+    """``output`` (outputs, voxels out) = W S for voxels `first` to `last`, S being the modulated samples.
+
+    ``weight`` holds for each group of the convolution its taps' matrices (channels, outputs), the latter padded.
+    """
     count = taps.shape[0]
     axes = offset.shape[0] // (offset_groups * count)
-    row_x = table.shape[0] // (size[0] * size[1] * size[2])
-    row_y, row_z = row_x * size[2], row_x * size[2] * size[1]
-    channels = row_x // offset_groups
-    for voxel in range(first, last):
-        z, y, x = _unravel(voxel, output_size)
-        for group in range(offset_groups):
-            begin, end = group * channels, (group + 1) * channels
-            for tap in range(count):
-                entry = group * count + tap
-                y0, y1, wy0, wy1, _, _ = _between(y + taps[tap, 1], offset[(entry + 1) * axes - 2, voxel], size[1])
-                x0, x1, wx0, wx1, _, _ = _between(x + taps[tap, 2], offset[(entry + 1) * axes - 1, voxel], size[2])
-                if mask.shape[0]:
-                    wx0 *= mask[entry, voxel]
-                    wx1 *= mask[entry, voxel]
-                w00, w01, w10, w11 = wy0 * wx0, wy0 * wx1, wy1 * wx0, wy1 * wx1
-                y0, y1, x0, x1 = y0 * row_y, y1 * row_y, x0 * row_x, x1 * row_x
-                sample = ((voxel - origin) * count + tap) * row_x
+    points = 1 << axes
+    row = table.shape[0] // (size[0] * size[1] * size[2])
+    channels = row // offset_groups
+    outputs = (output.shape[0] + LANES - 1) // LANES * LANES
+    integers, floats = np.empty(_INTEGERS * TILE, np.int32), np.ones(_FLOATS * TILE, np.float32)
+    nodes, shares = np.empty(points * TILE, np.int32), np.empty(points * TILE, np.float32)
+    columns, products = np.empty(TILE * count * row, np.float32), np.empty(TILE * outputs, np.float32)
+    for start in range(first, last, TILE):
+        voxels = min(TILE, last - start)
+        _locate(start, voxels, output_size, integers)
+        for entry in range(offset_groups * count):
+            group, tap = entry // count, entry % count
+            _surround(axes, taps, tap, entry, size, offset, mask, start, voxels, floats, integers)
+            _list_nodes(points, size, voxels, floats, integers, nodes, shares)
+            for v in range(voxels):
+                sample, begin = (tap * voxels + v) * row + group * channels, group * channels
+                a, b = np.int64(nodes[v]) * row + begin, np.int64(nodes[TILE + v]) * row + begin
+                c, d = np.int64(nodes[2 * TILE + v]) * row + begin, np.int64(nodes[3 * TILE + v]) * row + begin
                 if axes == 2:
-                    plane, _, inside, _, _, _ = _on_grid(z + taps[tap, 0], size[0])
-                    plane *= row_z
-                    w00, w01, w10, w11 = inside * w00, inside * w01, inside * w10, inside * w11
-                    a, b, c, d = plane + y0 + x0, plane + y0 + x1, plane + y1 + x0, plane + y1 + x1
-                    for i in range(begin, end, LANES):
-                        value = _sum_of(table, w00, a + i, w01, b + i, w10, c + i, w11, d + i)
-                        store(columns, sample + i, value)
+                    for i in range(0, channels, LANES):
+                        store(columns, sample + i, _four(shares, v, table, a, b, c, d, i))
                 else:
-                    z0, z1, wz0, wz1, _, _ = _between(z + taps[tap, 0], offset[entry * axes, voxel], size[0])
-                    z0, z1 = z0 * row_z, z1 * row_z
-                    a, b, c, d = z0 + y0 + x0, z0 + y0 + x1, z0 + y1 + x0, z0 + y1 + x1
-                    e, f, g, h = z1 + y0 + x0, z1 + y0 + x1, z1 + y1 + x0, z1 + y1 + x1
-                    for i in range(begin, end, LANES):
-                        low = _sum_of(table, w00, a + i, w01, b + i, w10, c + i, w11, d + i)
-                        high = _sum_of(table, w00, e + i, w01, f + i, w10, g + i, w11, h + i)
-                        store(columns, sample + i, add(scale(wz0, low), scale(wz1, high)))
+                    e, f = np.int64(nodes[4 * TILE + v]) * row + begin, np.int64(nodes[5 * TILE + v]) * row + begin
+                    g, h = np.int64(nodes[6 * TILE + v]) * row + begin, np.int64(nodes[7 * TILE + v]) * row + begin
+                    for i in range(0, channels, LANES):
+                        low = _four(shares, v, table, a, b, c, d, i)
+                        high = _four(shares, v + 4 * TILE, table, e, f, g, h, i)
+                        store(columns, sample + i, add(low, high))
+        at = 0
+        for span in range(spans.shape[0]):
+            begin, length, into, made = spans[span]
+            padded = (made + LANES - 1) // LANES * LANES
+            products[:] = 0
+            for tap in range(count):
+                left = tap * voxels * row + begin
+                add_product(columns, left, row, 1, weight, at, padded, products, 0, padded, voxels, length, padded)
+                at += length * padded
+            for o in range(made):
+                for v in range(voxels):
+                    output[into + o, start + v] = products[v * padded + o]
 
 
 @_compiled
@@ -126,104 +224,152 @@ def differentiate(  # type: ignore[no-untyped-def]
     size,
     output_size,
     offset_groups,
+    spans,
+    weight,
+    grad_output,
     origin,
     first,
     last,
     grad_columns,
-    columns,
     rows,
     weights,
     grad_offset,
     grad_mask,
+    grad_weight,
 ):
-    """Fill `columns` as `gather` does, `rows` and `weights`, and the gradients by offset and mask."""
+    """Fill the gradients by the samples, the offset and the mask, and the nodes; add to the gradient by the weight.
+
+    ``weight`` and ``grad_weight`` hold for each group of the convolution (outputs, taps, channels). The columns and the
+    nodes begin with the voxel ``origin``, which begins a tile.
+    """
     count = taps.shape[0]
     axes = offset.shape[0] // (offset_groups * count)
     points = 1 << axes
-    row_x = table.shape[0] // (size[0] * size[1] * size[2])
-    row_y, row_z = row_x * size[2], row_x * size[2] * size[1]
-    channels = row_x // offset_groups
-    for voxel in range(first, last):
-        z, y, x = _unravel(voxel, output_size)
-        for group in range(offset_groups):
-            begin, end = group * channels, (group + 1) * channels
+    row = table.shape[0] // (size[0] * size[1] * size[2])
+    channels = row // offset_groups
+    entries = offset_groups * count
+    outputs = grad_output.shape[0]
+    integers, floats = np.empty(_INTEGERS * TILE, np.int32), np.ones(_FLOATS * TILE, np.float32)
+    nodes, shares = np.empty(points * TILE, np.int32), np.empty(points * TILE, np.float32)
+    columns, grads = np.empty(TILE * count * row, np.float32), np.empty(TILE * outputs, np.float32)
+    for start in range(first, last, TILE):
+        voxels = min(TILE, last - start)
+        beginning = (start - origin) * count * row
+        for o in range(outputs):
+            for v in range(voxels):
+                grads[v * outputs + o] = grad_output[o, start + v]
+        grad_columns[beginning : beginning + voxels * count * row] = 0
+        at = 0
+        for span in range(spans.shape[0]):
+            begin, length, out, made = spans[span]
             for tap in range(count):
-                entry = group * count + tap
-                y0, y1, wy0, wy1, sy0, sy1 = _between(y + taps[tap, 1], offset[(entry + 1) * axes - 2, voxel], size[1])
-                x0, x1, wx0, wx1, sx0, sx1 = _between(x + taps[tap, 2], offset[(entry + 1) * axes - 1, voxel], size[2])
-                if axes == 2:
-                    z0, z1, wz0, wz1, sz0, sz1 = _on_grid(z + taps[tap, 0], size[0])
-                else:
-                    z0, z1, wz0, wz1, sz0, sz1 = _between(z + taps[tap, 0], offset[entry * axes, voxel], size[0])
-                modulation = mask[entry, voxel] if mask.shape[0] else np.float32(1)
-                w00, w01, w10, w11 = wy0 * wx0, wy0 * wx1, wy1 * wx0, wy1 * wx1
-                low, high = modulation * wz0, modulation * wz1
+                right, into = at + tap * length, beginning + tap * voxels * row + begin
+                add_product(
+                    *(grads, out, outputs, 1, weight, right, count * length),
+                    *(grad_columns, into, row, voxels, made, length),
+                )
+            at += made * count * length
 
-                place = (voxel - origin) * count + tap
-                point = (place * offset_groups + group) * points
-                plane, line0, line1 = z0 * size[1] * size[2], y0 * size[2], y1 * size[2]
-                rows[point], rows[point + 1] = plane + line0 + x0, plane + line0 + x1
-                rows[point + 2], rows[point + 3] = plane + line1 + x0, plane + line1 + x1
-                weights[point], weights[point + 1] = low * w00, low * w01
-                weights[point + 2], weights[point + 3] = low * w10, low * w11
+        _locate(start, voxels, output_size, integers)
+        for entry in range(entries):
+            group, tap = entry // count, entry % count
+            _surround(axes, taps, tap, entry, size, offset, mask, start, voxels, floats, integers)
+            _list_nodes(points, size, voxels, floats, integers, nodes, shares)
+            for v in range(voxels):
+                node = ((start - origin) * entries + entry * voxels + v) * points
+                for corner in range(points):
+                    rows[node + corner] = nodes[corner * TILE + v]
+                    weights[node + corner] = shares[corner * TILE + v]
+                sample, begin = (tap * voxels + v) * row + group * channels, group * channels
+                a, b = np.int64(nodes[v]) * row + begin, np.int64(nodes[TILE + v]) * row + begin
+                c, d = np.int64(nodes[2 * TILE + v]) * row + begin, np.int64(nodes[3 * TILE + v]) * row + begin
+                e = f = g = h = a
                 if axes == 3:
-                    plane = z1 * size[1] * size[2]
-                    rows[point + 4], rows[point + 5] = plane + line0 + x0, plane + line0 + x1
-                    rows[point + 6], rows[point + 7] = plane + line1 + x0, plane + line1 + x1
-                    weights[point + 4], weights[point + 5] = high * w00, high * w01
-                    weights[point + 6], weights[point + 7] = high * w10, high * w11
-
-                y0, y1, x0, x1, z0, z1 = y0 * row_y, y1 * row_y, x0 * row_x, x1 * row_x, z0 * row_z, z1 * row_z
-                a, b, c, d = z0 + y0 + x0, z0 + y0 + x1, z0 + y1 + x0, z0 + y1 + x1
-                e, f, g, h = z1 + y0 + x0, z1 + y0 + x1, z1 + y1 + x0, z1 + y1 + x1
-                sample = place * row_x
-                # grad * x at every grid point, in the order (z, y, x), to be summed over the lanes
-                p000 = p001 = p010 = p011 = p100 = p101 = p110 = p111 = zeros()
-                for i in range(begin, end, LANES):
-                    grad = load(grad_columns, sample + i)
-                    v00, v01, v10, v11 = load(table, a + i), load(table, b + i), load(table, c + i), load(table, d + i)
-                    value = scale(low, _weighted(w00, v00, w01, v01, w10, v10, w11, v11))
-                    p000, p001 = add(p000, multiply(grad, v00)), add(p001, multiply(grad, v01))
-                    p010, p011 = add(p010, multiply(grad, v10)), add(p011, multiply(grad, v11))
+                    e, f = np.int64(nodes[4 * TILE + v]) * row + begin, np.int64(nodes[5 * TILE + v]) * row + begin
+                    g, h = np.int64(nodes[6 * TILE + v]) * row + begin, np.int64(nodes[7 * TILE + v]) * row + begin
+                dot_a = dot_b = dot_c = dot_d = dot_e = dot_f = dot_g = dot_h = zeros()
+                for i in range(0, channels, LANES):
+                    grad = load(grad_columns, beginning + sample + i)
+                    value = _four(shares, v, table, a, b, c, d, i)
+                    dot_a = add(dot_a, multiply(grad, load(table, a + i)))
+                    dot_b = add(dot_b, multiply(grad, load(table, b + i)))
+                    dot_c = add(dot_c, multiply(grad, load(table, c + i)))
+                    dot_d = add(dot_d, multiply(grad, load(table, d + i)))
                     if axes == 3:
-                        v00, v01 = load(table, e + i), load(table, f + i)
-                        v10, v11 = load(table, g + i), load(table, h + i)
-                        value = add(value, scale(high, _weighted(w00, v00, w01, v01, w10, v10, w11, v11)))
-                        p100, p101 = add(p100, multiply(grad, v00)), add(p101, multiply(grad, v01))
-                        p110, p111 = add(p110, multiply(grad, v10)), add(p111, multiply(grad, v11))
+                        value = add(value, _four(shares, v + 4 * TILE, table, e, f, g, h, i))
+                        dot_e = add(dot_e, multiply(grad, load(table, e + i)))
+                        dot_f = add(dot_f, multiply(grad, load(table, f + i)))
+                        dot_g = add(dot_g, multiply(grad, load(table, g + i)))
+                        dot_h = add(dot_h, multiply(grad, load(table, h + i)))
                     store(columns, sample + i, value)
+                dot = _DOTS * TILE + v
+                floats[dot], floats[dot + TILE] = total(dot_a), total(dot_b)
+                floats[dot + 2 * TILE], floats[dot + 3 * TILE] = total(dot_c), total(dot_d)
+                floats[dot + 4 * TILE], floats[dot + 5 * TILE] = total(dot_e), total(dot_f)
+                floats[dot + 6 * TILE], floats[dot + 7 * TILE] = total(dot_g), total(dot_h)
+            _add_up(axes, entry, start, voxels, floats, grad_offset, grad_mask)
 
-                p00, p01 = add(scale(wz0, p000), scale(wz1, p100)), add(scale(wz0, p001), scale(wz1, p101))
-                p10, p11 = add(scale(wz0, p010), scale(wz1, p110)), add(scale(wz0, p011), scale(wz1, p111))
-                by_y = _weighted(sy0 * wx0, p00, sy0 * wx1, p01, sy1 * wx0, p10, sy1 * wx1, p11)
-                by_x = _weighted(wy0 * sx0, p00, wy0 * sx1, p01, wy1 * sx0, p10, wy1 * sx1, p11)
-                grad_offset[(entry + 1) * axes - 2, voxel] = modulation * total(by_y)
-                grad_offset[(entry + 1) * axes - 1, voxel] = modulation * total(by_x)
-                if axes == 3:
-                    below = _weighted(w00, p000, w01, p001, w10, p010, w11, p011)
-                    above = _weighted(w00, p100, w01, p101, w10, p110, w11, p111)
-                    grad_offset[entry * axes, voxel] = modulation * total(add(scale(sz0, below), scale(sz1, above)))
-                if mask.shape[0]:
-                    grad_mask[entry, voxel] = total(_weighted(w00, p00, w01, p01, w10, p10, w11, p11))
+        at = 0
+        for span in range(spans.shape[0]):
+            begin, length, out, made = spans[span]
+            for tap in range(count):
+                right, into = tap * voxels * row + begin, at + tap * length
+                add_product(
+                    *(grads, out, 1, outputs, columns, right, row),
+                    *(grad_weight, into, count * length, made, voxels, length),
+                )
+            at += made * count * length
+
+
+@_inlined
+def _add_up(axes, entry, start, count, floats, grad_offset, grad_mask):  # type: ignore[no-untyped-def]
+    """The gradients by offset and mask from <gradient, table> at every grid point."""
+    for v in range(count):
+        z, y, x, dot = v, _SHARES * TILE + v, 2 * _SHARES * TILE + v, _DOTS * TILE + v
+        modulation = floats[_MODULATION * TILE + v]
+        x0, x1, dx0, dx1 = floats[x], floats[x + TILE], floats[x + 2 * TILE], floats[x + 3 * TILE]
+        y0, y1, dy0, dy1 = floats[y], floats[y + TILE], floats[y + 2 * TILE], floats[y + 3 * TILE]
+        z0 = floats[z]
+        d00, d01, d10, d11 = floats[dot], floats[dot + TILE], floats[dot + 2 * TILE], floats[dot + 3 * TILE]
+        p00, p01, p10, p11 = z0 * d00, z0 * d01, z0 * d10, z0 * d11
+        if axes == 3:
+            dot += 4 * TILE
+            e00, e01, e10, e11 = floats[dot], floats[dot + TILE], floats[dot + 2 * TILE], floats[dot + 3 * TILE]
+            z1, dz0, dz1 = floats[z + TILE], floats[z + 2 * TILE], floats[z + 3 * TILE]
+            below = y0 * (x0 * d00 + x1 * d01) + y1 * (x0 * d10 + x1 * d11)
+            above = y0 * (x0 * e00 + x1 * e01) + y1 * (x0 * e10 + x1 * e11)
+            grad_offset[3 * entry, start + v] = modulation * (dz0 * below + dz1 * above)
+            p00, p01, p10, p11 = p00 + z1 * e00, p01 + z1 * e01, p10 + z1 * e10, p11 + z1 * e11
+        low, high = x0 * p00 + x1 * p01, x0 * p10 + x1 * p11
+        grad_offset[(entry + 1) * axes - 2, start + v] = modulation * (dy0 * low + dy1 * high)
+        by_x = y0 * (dx0 * p00 + dx1 * p01) + y1 * (dx0 * p10 + dx1 * p11)
+        grad_offset[(entry + 1) * axes - 1, start + v] = modulation * by_x
+        if grad_mask.shape[0]:
+            grad_mask[entry, start + v] = y0 * low + y1 * high
 
 
 @_compiled
-def scatter(rows, weights, grad_columns, grad_table, points, offset_groups, places, channels, begin, end):  # type: ignore[no-untyped-def]
+def scatter(rows, weights, grad_columns, grad_table, points, offset_groups, count, voxels, channels, begin, end):  # type: ignore[no-untyped-def]
     """Add the gradient by the columns to that by the table, for channels `begin` to `end` of `channels` alone.
 
     Threads share this work by channels, not by voxels: then no two of them ever add to one number, and the order of the
-    additions, hence the result, does not depend on how many there are. `places` counts the chunk's voxels times taps.
+    additions, hence the result, does not depend on how many there are. `count` is the number of taps.
     """
     per_group = channels // offset_groups
-    for group in range(begin // per_group, (end - 1) // per_group + 1):
-        start, stop = max(begin, group * per_group), min(end, (group + 1) * per_group)
-        for place in range(places):
-            point = (place * offset_groups + group) * points
-            for corner in range(point, point + points):
-                weight = weights[corner]
-                # Weights of 0 are left out: next to the border two grid points may be one and the same.
-                if weight != 0:
-                    target, source = np.int64(rows[corner]) * channels, place * channels
-                    for i in range(start, stop, LANES):
-                        addition = scale(weight, load(grad_columns, source + i))
-                        store(grad_table, target + i, add(load(grad_table, target + i), addition))
+    entries = offset_groups * count
+    for start in range(0, voxels, TILE):
+        tile = min(TILE, voxels - start)
+        for group in range(begin // per_group, (end - 1) // per_group + 1):
+            low, high = max(begin, group * per_group), min(end, (group + 1) * per_group)
+            for tap in range(count):
+                node = (start * entries + (group * count + tap) * tile) * points
+                for v in range(tile):
+                    source = (start * count + tap * tile + v) * channels
+                    for corner in range(node + v * points, node + (v + 1) * points):
+                        weight = weights[corner]
+                        # Shares of 0 are left out: next to the border two grid points may be one and the same.
+                        if weight != 0:
+                            target = np.int64(rows[corner]) * channels
+                            for i in range(low, high, LANES):
+                                addition = scale(weight, load(grad_columns, source + i))
+                                store(grad_table, target + i, add(load(grad_table, target + i), addition))

@@ -45,6 +45,13 @@ def _address(context: Any, builder: Any, signature: Any, array: Any, index: Any)
     return builder.bitcast(builder.gep(data, [index]), _LLVM.as_pointer())
 
 
+def _everywhere(builder: Any, number: Any) -> Any:
+    """A vector of one number."""
+    undefined, index = ir.Constant(_LLVM, ir.Undefined), ir.IntType(32)
+    one = builder.insert_element(undefined, number, ir.Constant(index, 0))
+    return builder.shuffle_vector(one, undefined, ir.Constant(ir.VectorType(index, LANES), [0] * LANES))
+
+
 @_intrinsic
 def load(typing_context: Any, array: Any, index: Any) -> Any:
     """Eight numbers of a contiguous float32 array (n,), from `index` on; bounds are not checked."""
@@ -97,10 +104,7 @@ def scale(typing_context: Any, number: Any, value: Any) -> Any:
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         number, value = arguments
-        undefined, first = ir.Constant(_LLVM, ir.Undefined), ir.IntType(32)
-        one = builder.insert_element(undefined, number, ir.Constant(first, 0))
-        everywhere = ir.Constant(ir.VectorType(first, LANES), [0] * LANES)
-        return builder.fmul(builder.shuffle_vector(one, undefined, everywhere), value, flags=FAST)
+        return builder.fmul(_everywhere(builder, number), value, flags=FAST)
 
     return vector(types.float32, vector), generate
 
@@ -115,3 +119,70 @@ def total(typing_context: Any, value: Any) -> Any:
         return builder.call(function, [ir.Constant(ir.FloatType(), 0.0), *arguments], fastmath=FAST)
 
     return types.float32(vector), generate
+
+
+def multiply_block(rows: int, vectors: int) -> Callable[..., Any]:
+    """A function that adds to a block of C, of so many rows and vectors, the product of A and B, (rows, k) and (k, n).
+
+    The block is kept in registers. A's element (i, p) is ``a[a_at + i * a_row + p * a_step]``, B's vector j of row p
+    begins at ``b[b_at + p * b_row + LANES * j]``, C's of row i at ``c[c_at + i * c_row + LANES * j]``.
+    """
+    places = [(row, column) for row in range(rows) for column in range(vectors)]
+
+    def block(
+        typing_context: Any,
+        a: Any,
+        a_at: Any,
+        a_row: Any,
+        a_step: Any,
+        b: Any,
+        b_at: Any,
+        b_row: Any,
+        c: Any,
+        c_at: Any,
+        c_row: Any,
+        count: Any,
+    ) -> Any:
+        index = types.int64
+
+        def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+            a, a_at, a_row, a_step, b, b_at, b_row, c, c_at, c_row, count = arguments
+            kinds = signature.args[0], signature.args[4], signature.args[7]
+            starts = [
+                context.make_array(kind)(context, builder, array).data
+                for kind, array in zip(kinds, (a, b, c), strict=True)
+            ]
+
+            def number(value: int) -> Any:
+                return ir.Constant(ir.IntType(64), value)
+
+            def place(start: Any, at: Any, row: Any, step: Any, column: int) -> Any:
+                moved = builder.add(builder.add(at, builder.mul(row, step)), number(LANES * column))
+                return builder.bitcast(builder.gep(start, [moved]), _LLVM.as_pointer())
+
+            sums = {}
+            for row, column in places:
+                sums[row, column] = cgutils.alloca_once(builder, _LLVM)
+                at = place(starts[2], c_at, number(row), c_row, column)
+                builder.store(builder.load(at, align=4), sums[row, column])
+            with cgutils.for_range(builder, count) as loop:
+                right = [
+                    builder.load(place(starts[1], b_at, loop.index, b_row, column), align=4)
+                    for column in range(vectors)
+                ]
+                step = builder.add(a_at, builder.mul(loop.index, a_step))
+                for row in range(rows):
+                    at = builder.add(step, builder.mul(number(row), a_row))
+                    left = _everywhere(builder, builder.load(builder.gep(starts[0], [at])))
+                    for column in range(vectors):
+                        product = builder.fmul(left, right[column], flags=FAST)
+                        summed = builder.fadd(builder.load(sums[row, column]), product, flags=FAST)
+                        builder.store(summed, sums[row, column])
+            for row, column in places:
+                at = place(starts[2], c_at, number(row), c_row, column)
+                builder.store(builder.load(sums[row, column]), at, align=4)
+            return context.get_dummy_value()
+
+        return types.void(a, index, index, index, b, index, index, c, index, index, index), generate
+
+    return _intrinsic(block)

@@ -6,6 +6,7 @@ import sys
 import warnings
 from concurrent.futures import ThreadPoolExecutor
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -130,6 +131,23 @@ def test_any_shape_agrees_with_the_reference(
     )
 
 
+@pytest.mark.parametrize("n", [8, 16, 24])
+@pytest.mark.parametrize("k", [1, 63, 64, 65, 130])
+@pytest.mark.parametrize("m", range(1, 15))
+def test_products_of_any_size_are_added_to_what_lies_there(m, k, n):
+    """In rows longer than the matrices, A by rows and by columns, and nothing beside them is touched."""
+    random = np.random.default_rng(0)
+    a, b, c = (random.standard_normal(shape, dtype=np.float32) for shape in ((m, k + 3), (k, n + 5), (m + 1, n + 7)))
+    expected = c.copy()
+    expected[:m, 2 : n + 2] += a[:, 1 : k + 1] @ b[:, 3 : n + 3]
+    for flat, row, step in ((a.ravel(), k + 3, 1), (a.T.ravel(), 1, m)):
+        summed = c.copy()
+        _numba._kernels().add_product(
+            *(flat, step, row, step, b.ravel(), 3, n + 5, summed.reshape(-1), 2, n + 7, m, k, n),
+        )
+        np.testing.assert_allclose(summed, expected, rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_short_floats_are_summed_in_single_precision(dtype):
     single = arguments(modulated=True)
@@ -139,7 +157,7 @@ def test_short_floats_are_summed_in_single_precision(dtype):
 
 def test_a_map_of_many_chunks_is_the_same(monkeypatch):
     whole = list(both_ways(arguments(channels=16)))
-    monkeypatch.setattr(_numba, "CHUNK_BYTES", 1)  # the smallest chunk has 64 voxels
+    monkeypatch.setattr(_numba, "CHUNK_BYTES", 1)  # a tile of every thread is the smallest chunk
     for (one, _), (many, _) in zip(whole, both_ways(arguments(channels=16)), strict=True):
         torch.testing.assert_close(one, many, rtol=1e-5, atol=1e-5)
 
@@ -199,13 +217,12 @@ def test_a_forked_process_may_call_after_its_parent_did():
         "from nnunet_godc.ops import deform_conv\n"
         "torch.set_num_threads(2)\n"
         "def call():\n"
-        "    return deform_conv(torch.ones(1, 32, 8, 8, 8), torch.zeros(1, 81, 8, 8, 8), torch.ones(4, 32, 3, 3, 3),\n"
+        # So small that PyTorch itself uses no threads of OpenMP, which are gone in the child.
+        "    return deform_conv(torch.ones(1, 32, 6, 6, 6), torch.zeros(1, 81, 6, 6, 6), torch.ones(4, 32, 3, 3, 3),\n"
         "                       padding=1).sum().item()\n"
         "expected = call()\n"
         "child = os.fork()\n"
         "if child == 0:\n"
-        # OpenMP's threads of the parent are gone here: PyTorch's own matrix product needs a single one.
-        "    torch.set_num_threads(1)\n"
         "    os._exit(0 if call() == expected else 1)\n"
         "assert os.waitpid(child, 0)[1] == 0\n"
     )
@@ -248,7 +265,7 @@ def test_compiled_loops_are_kept_on_disk(tmp_path):
         "from nnunet_godc.ops import _numba\n"
         "assert _numba.why_unusable() is None\n"
         "loops = _numba._kernels()\n"
-        "print(sum(loop.stats.cache_hits[signature] for loop in (loops.gather, loops.differentiate, loops.scatter)\n"
+        "print(sum(loop.stats.cache_hits[signature] for loop in (loops.forward, loops.differentiate, loops.scatter)\n"
         "          for signature in loop.stats.cache_hits))\n"
     )
     environment = {**os.environ, "NUMBA_CACHE_DIR": str(tmp_path)}
