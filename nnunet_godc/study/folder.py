@@ -22,6 +22,9 @@ from nnunet_godc.errors import UserError
 from nnunet_godc.replacing import replacing
 from nnunet_godc.study.jobs import Job
 
+# Kinds of jobs whose results other studies may use, too, and which are not made anew by themselves.
+LASTING = ("plan", "preprocess", "train")
+
 Status = Literal["pending", "queued", "running", "done", "failed", "interrupted", "not run"]
 
 
@@ -39,7 +42,8 @@ class State:
         end: of the latest attempt.
         return_code: of the command; minus the signal that ended it; None as long as there is none.
         attempts: how often it was started.
-        scheduler_id: the cluster's id of the job; empty where there is no cluster.
+        scheduler_id: the cluster's id of the job; empty where this machine runs it.
+        gpus: that this machine's queue has given it, as CUDA_VISIBLE_DEVICES names them.
         note: one sentence where the status needs a reason.
     """
 
@@ -52,6 +56,7 @@ class State:
     return_code: int | None = None
     attempts: int = 0
     scheduler_id: str = ""
+    gpus: str = ""
     note: str = ""
 
 
@@ -129,7 +134,26 @@ def update_state(folder: Path, job_id: str, **changes: Any) -> State:
 
 
 def is_done(folder: Path, job: Job) -> bool:
-    """Whether what the job makes is there, so that it need not run."""
+    """Whether what the job makes is there, so that it need not run.
+
+    A prediction, an average or an evaluation is not, where what it was made from is to be made anew or has been since.
+    """
     if not all(Path(path).exists() for path in job.expected):
         return False
-    return read_state(folder, job.id).status == "done" or (job.adopted and bool(job.expected))
+    state = read_state(folder, job.id)
+    if state.status != "done" and not (job.adopted and job.expected):
+        return False
+    return job.kind in LASTING or not _is_outdated(folder, job, state)
+
+
+def _is_outdated(folder: Path, job: Job, state: State) -> bool:
+    for name in job.depends_on:
+        if not job_folder(folder, name).job.exists():
+            continue  # of another study
+        if not is_done(folder, read_job(folder, name)):
+            return True
+        needed = read_state(folder, name)
+        # One that was killed with its watcher has left no end. What was there before the study has neither.
+        if state.end is not None and (needed.end or needed.start or 0) > state.end:
+            return True
+    return False

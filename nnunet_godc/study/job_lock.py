@@ -25,8 +25,9 @@ def job_lock(path: Path, *, wait: bool = True) -> Iterator[int]:
 
     Raises:
         BlockingIOError: another process holds it, and it was not to be waited for.
+        OSError: the file can neither be made nor opened.
     """
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+    descriptor = _open(path)
     try:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
@@ -38,13 +39,24 @@ def job_lock(path: Path, *, wait: bool = True) -> Iterator[int]:
         os.close(descriptor)
 
 
+def _open(path: Path) -> int:
+    try:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+    except PermissionError:  # somebody else's; most file systems lock what can only be read, too
+        return os.open(path, os.O_RDONLY)
+    # NFS does not, hence whoever may write to the folder may write to the lock, whatever the umask is.
+    with contextlib.suppress(OSError):
+        os.fchmod(descriptor, path.parent.stat().st_mode & 0o666)
+    return descriptor
+
+
 def is_held(path: Path) -> bool:
     """Whether a process holds the lock; False also where the file system has none.
 
     Asks for a shared lock, so that two who ask do not take each other for the holder.
     """
     try:
-        descriptor = os.open(path, os.O_RDWR)
+        descriptor = os.open(path, os.O_RDONLY)
     except FileNotFoundError:
         return False
     try:

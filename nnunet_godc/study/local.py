@@ -9,9 +9,10 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from nnunet_godc.commands import duration
 from nnunet_godc.errors import UserError
@@ -21,6 +22,7 @@ from nnunet_godc.study.jobs import Job, dependents, in_order
 
 LINES_SHOWN_ON_FAILURE = 20
 SECONDS_BETWEEN_LOOKS = 0.2
+SECONDS_TO_CANCEL = 60.0
 
 
 class LocalExecutor:
@@ -35,41 +37,34 @@ class LocalExecutor:
         self.slots = slots or 1
 
     def run(self, folder: Path, jobs: Sequence[Job]) -> None:
-        jobs = in_order(jobs)
-        waiting = [job for job in jobs if not is_done(folder, job)]
-        for job in waiting:
-            state = read_state(folder, job.id)
-            if state.status in ("queued", "running") and state.scheduler_id:
-                raise UserError(
-                    f"{job.id} is job {state.scheduler_id} of the cluster; end it with "
-                    f"`nnunet-godc study cancel {folder}`, or leave the study to --executor slurm."
-                )
-        gpus = visible_gpus() if any(job.resources.gpus for job in waiting) else []
-        for job in waiting:
+        # In this order: what ends in between is either done, or has failed and is told.
+        held = {job.id for job in jobs if is_held(job_folder(folder, job.id).lock)}
+        undone = [job for job in in_order(jobs) if not is_done(folder, job)]
+        gpus = visible_gpus() if any(job.resources.gpus for job in undone) else []
+        for job in undone:
             if job.resources.gpus > len(gpus):
                 raise UserError(
                     f"{job.id} needs {job.resources.gpus} GPU(s) and this machine offers {len(gpus)}; set "
                     f"`resources: device: cpu` or fewer gpus in the study file, or run it with --executor slurm."
                 )
-            update_state(folder, job.id, status="pending", note="")
-        _Queue(folder, jobs, waiting, gpus, self.slots).work()
+        _Queue(folder, undone, held, gpus, self.slots).work()
 
-    def cancel(self, folder: Path, jobs: Sequence[Job]) -> int:
-        ended = 0
-        for job in jobs:
-            state = read_state(folder, job.id)
-            if state.host == socket.gethostname() and state.group and is_held(job_folder(folder, job.id).lock):
-                # Its watcher, if there is one, writes what has become of it.
-                with contextlib.suppress(ProcessLookupError):
-                    os.killpg(state.group, signal.SIGTERM)
-                    ended += 1
-        return ended
+    def cancel(self, folder: Path, jobs: Sequence[Job]) -> None:
+        told = [job.id for job in jobs if _tell_to_end(folder, job.id)]
+        deadline = time.monotonic() + SECONDS_TO_CANCEL
+        while remaining := [name for name in told if is_held(job_folder(folder, name).lock)]:
+            if time.monotonic() > deadline:
+                state = read_state(folder, remaining[0])
+                raise UserError(f"{remaining[0]}, process {state.group or state.pid}, does not end; end it yourself.")
+            time.sleep(SECONDS_BETWEEN_LOOKS)
+        self.refresh(folder, jobs)
 
     def refresh(self, folder: Path, jobs: Sequence[Job]) -> None:
         for job in jobs:
-            if not _seems_to_run_here(folder, job):
+            files = job_folder(folder, job.id)
+            if not _seems_to_run_here(folder, job) or not os.access(files.path, os.W_OK):
                 continue
-            with contextlib.suppress(BlockingIOError), job_lock(job_folder(folder, job.id).lock, wait=False):
+            with contextlib.suppress(BlockingIOError), job_lock(files.lock, wait=False):
                 # It may just have ended by itself; nobody else writes while the lock is held here.
                 if _seems_to_run_here(folder, job):
                     update_state(folder, job.id, status="interrupted", note="its process is gone")
@@ -77,7 +72,23 @@ class LocalExecutor:
 
 def _seems_to_run_here(folder: Path, job: Job) -> bool:
     state = read_state(folder, job.id)
-    return state.status == "running" and state.host == socket.gethostname()
+    return state.status == "running" and not state.scheduler_id and state.host == socket.gethostname()
+
+
+def _tell_to_end(folder: Path, job_id: str) -> bool:
+    """Signals whatever of the job lives on this machine; says whether there was something."""
+    state = read_state(folder, job_id)
+    if state.scheduler_id or state.host != socket.gethostname() or not is_held(job_folder(folder, job_id).lock):
+        return False
+    try:
+        # Its watcher, if there is one, writes what has become of it. Before there is a command, there is the watcher.
+        if state.group:
+            os.killpg(state.group, signal.SIGTERM)
+        elif state.pid:
+            os.kill(state.pid, signal.SIGTERM)
+    except (ProcessLookupError, PermissionError):
+        return False
+    return bool(state.group or state.pid)
 
 
 def visible_gpus() -> list[str]:
@@ -98,32 +109,69 @@ def visible_gpus() -> list[str]:
 
 @dataclass
 class _Running:
+    """A job at work; `process` is None where an earlier run began it, whose end its lock tells."""
+
     job: Job
-    process: subprocess.Popen[bytes]
+    process: subprocess.Popen[bytes] | None
     gpus: list[str]
-    started: float = field(default_factory=time.monotonic)
+    started: float = field(default_factory=time.time)
 
 
 class _Queue:
+    """Runs jobs as there is room for them.
+
+    Args:
+        folder: of the study.
+        undone: the jobs, each after those it depends on.
+        held: ids of those that run already, since a queue that was killed leaves its jobs running.
+        gpus: all that may be used, the jobs that run already included.
+        slots: how many jobs that need no GPU run at once.
+    """
+
     def __init__(
-        self, folder: Path, jobs: Sequence[Job], waiting: Sequence[Job], gpus: Sequence[str], slots: int
+        self, folder: Path, undone: Sequence[Job], held: Collection[str], gpus: Sequence[str], slots: int
     ) -> None:
         self.folder = folder
-        self.jobs = list(jobs)
-        self.waiting = list(waiting)
-        self.count = len(self.waiting)
+        self.waiting = [job for job in undone if job.id not in held]
+        self.count = len(undone)
         self.finished = 0
         self.free_gpus = list(gpus)
         self.free_slots = slots
         self.running: list[_Running] = []
+        for job in self.waiting:
+            self._set_back(job)
+        for job in undone:
+            if job.id in held:
+                self._take_over(job)
+
+    def _set_back(self, job: Job) -> None:
+        fresh: dict[str, Any] = {"pid": None, "group": None, "scheduler_id": "", "gpus": "", "note": ""}
+        update_state(self.folder, job.id, status="pending", **fresh)
+
+    def _take_over(self, job: Job) -> None:
+        state = read_state(self.folder, job.id)
+        gpus = [gpu for gpu in state.gpus.split(",") if gpu in self.free_gpus and state.host == socket.gethostname()]
+        self._enter(_Running(job, None, gpus, state.start or time.time()))
+        print(f"goes on   {job.id}{_on(gpus)}, which an earlier run began", flush=True)
+
+    def _enter(self, entry: _Running) -> None:
+        self.free_gpus = [gpu for gpu in self.free_gpus if gpu not in entry.gpus]
+        self.free_slots -= not entry.job.resources.gpus
+        self.running.append(entry)
+
+    def _leave(self, entry: _Running) -> None:
+        self.running.remove(entry)
+        self.free_gpus += entry.gpus
+        self.free_slots += not entry.job.resources.gpus
 
     def work(self) -> None:
         try:
             while self.waiting or self.running:
                 self._start_what_can_start()
                 time.sleep(SECONDS_BETWEEN_LOOKS)
-                for running in [entry for entry in self.running if entry.process.poll() is not None]:
-                    self._conclude(running)
+                for entry in [entry for entry in self.running if self._has_ended(entry)]:
+                    self._leave(entry)
+                    self._conclude(entry)
         except BaseException:
             self._end_all()
             raise
@@ -139,9 +187,8 @@ class _Queue:
         return len(self.free_gpus) >= job.resources.gpus if job.resources.gpus else self.free_slots > 0
 
     def _start(self, job: Job) -> None:
-        gpus = [self.free_gpus.pop(0) for _ in range(job.resources.gpus)]
-        if not gpus:
-            self.free_slots -= 1
+        gpus = self.free_gpus[: job.resources.gpus]
+        update_state(self.folder, job.id, gpus=",".join(gpus))
         # Ctrl-C reaches this process alone, which then ends them in good order.
         process = subprocess.Popen(
             [sys.executable, "-m", "nnunet_godc.study.run_job", str(self.folder), job.id],
@@ -149,27 +196,34 @@ class _Queue:
             stdin=subprocess.DEVNULL,
             start_new_session=True,
         )
-        self.running.append(_Running(job, process, gpus))
-        where = f" on GPU {', '.join(gpus)}" if gpus else ""
-        print(f"started   {job.id}{where}", flush=True)
+        self._enter(_Running(job, process, gpus))
+        print(f"started   {job.id}{_on(gpus)}", flush=True)
+
+    def _has_ended(self, entry: _Running) -> bool:
+        if entry.process is None:
+            return not is_held(job_folder(self.folder, entry.job.id).lock)
+        return entry.process.poll() is not None
 
     def _conclude(self, entry: _Running) -> None:
-        self.running.remove(entry)
-        self.free_gpus += entry.gpus
-        self.free_slots += not entry.gpus
+        state = read_state(self.folder, entry.job.id)
+        done = entry.process.returncode == 0 if entry.process else is_done(self.folder, entry.job)
+        if entry.process is None and not done and state.status != "failed":
+            # Nobody has told what has become of it, or somebody else has ended it.
+            self._set_back(entry.job)
+            self.waiting.append(entry.job)
+            return
         self.finished += 1
-        took = duration(time.monotonic() - entry.started)
-        if entry.process.returncode == 0:
+        took = duration(time.time() - entry.started)
+        if done:
             print(f"done      {entry.job.id} in {took}, {self.finished} of {self.count}", flush=True)
             return
-        state = read_state(self.folder, entry.job.id)
         log = job_folder(self.folder, entry.job.id).log
         print(f"FAILED    {entry.job.id} after {took}: {state.note}; the end of {log}:", flush=True)
         print("\n".join(f"    | {line}" for line in last_lines(log)), flush=True)
         self._give_up_what_needs(entry.job)
 
     def _give_up_what_needs(self, failed: Job) -> None:
-        lost = set(dependents(failed.id, self.jobs))
+        lost = set(dependents(failed.id, self.waiting))
         for job in [job for job in self.waiting if job.id in lost]:
             self.waiting.remove(job)
             self.finished += 1
@@ -180,9 +234,17 @@ class _Queue:
         if self.running:
             print("ending    " + ", ".join(entry.job.id for entry in self.running), flush=True)
         for entry in self.running:
-            entry.process.terminate()
+            if entry.process is None:
+                _tell_to_end(self.folder, entry.job.id)
+            else:
+                entry.process.terminate()
         for entry in self.running:
-            entry.process.wait()
+            if entry.process is not None:
+                entry.process.wait()
+
+
+def _on(gpus: Sequence[str]) -> str:
+    return f" on GPU {', '.join(gpus)}" if gpus else ""
 
 
 def last_lines(log: Path) -> list[str]:

@@ -10,32 +10,19 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from itertools import pairwise
 from pathlib import Path
 
 from filelock import FileLock, Timeout
 
 from nnunet_godc.errors import UserError
+from nnunet_godc.study.changes import jobs_before, take_over_changes
 from nnunet_godc.study.definition import Study
-from nnunet_godc.study.executors import Executor, make_executor
-from nnunet_godc.study.folder import (
-    State,
-    is_done,
-    job_folder,
-    read_job,
-    read_state,
-    write_jobs,
-    write_json,
-    write_state,
-)
+from nnunet_godc.study.executors import cancel_jobs, is_at_work, make_executor, refresh_jobs
+from nnunet_godc.study.folder import is_done, read_job, read_state, write_jobs, write_json
 from nnunet_godc.study.jobs import Job
 from nnunet_godc.study.planning import jobs_of
 
 SECONDS_TO_STOP = 60.0
-# Results of these would mix what was made in two ways; everything else is quickly made anew.
-_LASTING = ("plan", "preprocess", "train")
-_WORKERS = ("-np", "-npfp")
-_SHOWN = ("--no_pbar", "--disable_progress_bar")
 
 
 def run_study(study: Study, folder: Path) -> bool:
@@ -47,17 +34,19 @@ def run_study(study: Study, folder: Path) -> bool:
 
     Raises:
         UserError: the folder holds something else, another process runs this study, its results would mix what was made
-            in two ways, or nothing can run here.
+            in two ways, jobs that run or wait would not be as the study says, or nothing can run here.
     """
     _check_folder(folder)
     folder.mkdir(parents=True, exist_ok=True)
+    asked = study.definition.resources
+    executor = make_executor(asked.executor, slots=asked.slots, slurm=asked.slurm.model_dump(exclude_none=True))
     with study_lock(folder):
-        jobs = jobs_of(study, folder)
-        _take_over_changes(folder, jobs)
+        jobs, before = jobs_of(study, folder), jobs_before(folder)
+        refresh_jobs(folder, before)
+        _check_executor(folder, before, asked.executor)
+        take_over_changes(folder, before, jobs)
         write_json(folder / "study.json", study.model_dump(by_alias=True))
         write_jobs(folder, jobs)
-        executor = executor_of(study)
-        executor.refresh(folder, jobs)
         missing = [job for job in jobs if not is_done(folder, job)]
         kinds = Counter(job.kind for job in missing)
         print(f"{study.name}: {len(jobs)} jobs, {len(jobs) - len(missing)} done", end="")
@@ -65,20 +54,29 @@ def run_study(study: Study, folder: Path) -> bool:
             f", to do: {', '.join(f'{count} {kind}' for kind, count in kinds.items())}" if missing else "", flush=True
         )
         executor.run(folder, jobs)
-    return all(read_state(folder, job.id).status in ("done", "queued", "running") for job in missing)
+    return all(is_done(folder, job) or is_at_work(folder, job) for job in missing)
 
 
 def cancel_study(folder: Path) -> int:
-    """Ends the run of a study and whatever jobs of it go on, and returns how many those were.
+    """Ends the run of a study and whatever jobs of it go on, and returns how many jobs it has ended.
 
     Raises:
-        UserError: this is no study, or it runs on another machine.
+        UserError: this is no study, it runs on another machine, or something does not end.
     """
-    study, jobs = read_study_folder(folder)
-    running = [job for job in jobs if read_state(folder, job.id).status == "running"]
+    _, jobs = read_study_folder(folder)
+    _check_may_write(folder)
+    refresh_jobs(folder, jobs)
+    at_work = [job for job in jobs if is_at_work(folder, job)]
     _stop_runner(folder)
-    ended = executor_of(study).cancel(folder, jobs)
-    return max(ended, len(running))
+    cancel_jobs(folder, jobs)
+    left = [job for job in at_work if is_at_work(folder, job)]
+    if left:
+        host = read_state(folder, left[0].id).host
+        raise UserError(
+            f"{left[0].id} could not be ended from here{f', it runs on {host}' if host else ''}; cancel it there. If "
+            f"that machine is gone, `nnunet-godc study run` with the same study file begins it anew."
+        )
+    return sum(not is_done(folder, job) for job in at_work)
 
 
 def read_study_folder(folder: Path) -> tuple[Study, list[Job]]:
@@ -94,11 +92,6 @@ def read_study_folder(folder: Path) -> tuple[Study, list[Job]]:
     except ValueError as error:
         raise UserError(f"{folder / 'study.json'} cannot be read ({error}); run the study again.") from None
     return study, [read_job(folder, job.id) for job in jobs_of(study, folder.absolute())]
-
-
-def executor_of(study: Study) -> Executor:
-    asked = study.definition.resources
-    return make_executor(asked.executor, slots=asked.slots, slurm=asked.slurm.model_dump(exclude_none=True))
 
 
 @contextmanager
@@ -160,6 +153,7 @@ def _stop_runner(folder: Path) -> None:
 def _check_folder(folder: Path) -> None:
     if folder.exists() and not folder.is_dir():
         raise UserError(f"{folder} is a file; name a folder for the study with --out.")
+    _check_may_write(folder)
     if folder.is_dir() and not (folder / "study.json").exists():
         foreign = [path.name for path in folder.iterdir() if path.name not in ("lock", "runner.json", "jobs")]
         if foreign:
@@ -168,49 +162,23 @@ def _check_folder(folder: Path) -> None:
             )
 
 
-def _take_over_changes(folder: Path, jobs: Sequence[Job]) -> None:
-    """Tells what an edited study file changes; what has to be made anew is set back.
+def _check_may_write(folder: Path) -> None:
+    if folder.exists() and not os.access(folder, os.W_OK):
+        raise UserError(f"you may not write to {folder}; whoever made it runs and cancels the study.")
+
+
+def _check_executor(folder: Path, jobs: Sequence[Job], executor: str) -> None:
+    """No job is run a second time by the other executor.
 
     Raises:
-        UserError: trainings or what they start from were made in another way.
+        UserError: a job would be.
     """
-    if not (folder / "study.json").exists():
-        return
-    known = {path.parent.name for path in folder.glob("jobs/*/job.json")}
-    new = [job.id for job in jobs if job.id not in known]
-    changed = [job for job in jobs if job.id in known and _differs(read_job(folder, job.id), job)]
-    begun = [job for job in changed if _has_begun(folder, job)]
-    mixed = [job for job in begun if job.kind in _LASTING]
-    if mixed:
-        old = read_job(folder, mixed[0].id)
+    for job in jobs:
+        state = read_state(folder, job.id)
+        if not is_at_work(folder, job) or bool(state.scheduler_id) == (executor == "slurm"):
+            continue
+        where = f"is job {state.scheduler_id} of the cluster" if state.scheduler_id else f"runs on {state.host} itself"
         raise UserError(
-            f"{folder} already holds {mixed[0].id}, made by `{' '.join(old.command)}`, and the study file now says "
-            f"`{' '.join(mixed[0].command)}`; their results would mix. Give the changed study another folder with "
-            f"--out and, where results would lie in the same place, other names, or change it back."
+            f"{job.id} {where}; end it with `nnunet-godc study cancel {folder}`, or leave the study to --executor "
+            f"{'slurm' if state.scheduler_id else 'local'}."
         )
-    removed = sorted(known.difference(job.id for job in jobs))
-    for what, names in (
-        ("new", new),
-        ("changed", [job.id for job in changed]),
-        ("no longer in the study, their results stay", removed),
-    ):
-        if names:
-            print(f"{what}: {', '.join(names)}", flush=True)
-    for job in begun:
-        write_state(folder, job.id, State())
-
-
-def _has_begun(folder: Path, job: Job) -> bool:
-    return read_state(folder, job.id).attempts > 0 or job_folder(folder, job.id).provenance.exists()
-
-
-def _differs(old: Job, new: Job) -> bool:
-    """Whether another result would come out: not by other resources, worker processes or progress bars."""
-    same = _recipe(old.command) == _recipe(new.command) and old.expected == new.expected
-    # What is averaged or compared depends on what has been trained, too.
-    return not same or (new.kind not in _LASTING and set(old.depends_on) != set(new.depends_on))
-
-
-def _recipe(command: Sequence[str]) -> list[str]:
-    words = [word for before, word in pairwise(("", *command)) if before not in _WORKERS]
-    return [word for word in words if word not in _SHOWN]

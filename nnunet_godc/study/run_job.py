@@ -55,7 +55,8 @@ def run_job(folder: Path, job_id: str) -> int:
             print(
                 f"{job_id} is run by process {read_state(folder, job_id).pid} already, which is waited for", flush=True
             )
-        with _signals_raise(), job_lock(files.lock) as own, _place_lock(folder, job) as shared:
+        with _signals_raise(), job_lock(files.lock) as own, contextlib.ExitStack() as held:
+            shared = _lock_place(folder, job, held)
             if is_done(folder, job):
                 if read_state(folder, job_id).status != "done":
                     update_state(folder, job_id, status="done", note="was there before this study ran it")
@@ -65,25 +66,26 @@ def run_job(folder: Path, job_id: str) -> int:
         return 128 + stopped.number
 
 
-@contextlib.contextmanager
-def _place_lock(folder: Path, job: Job) -> Iterator[list[int]]:
-    """Holds the lock of the place that the job writes to, where other studies may write, too; yields its descriptor."""
+def _lock_place(folder: Path, job: Job, held: contextlib.ExitStack) -> list[int]:
+    """Locks the place that the job writes to, where other studies may write, too; returns the lock's descriptor."""
     if not job.lock or is_done(folder, job):
-        yield []
-        return
+        return []
     path = Path(job.lock)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.touch()
-    except OSError:  # which the command meets, too, and tells
-        yield []
-        return
-    if is_held(path):
+        with contextlib.suppress(BlockingIOError):
+            return [held.enter_context(job_lock(path, wait=False))]
         note = f"another study writes to {path.parent}, and is waited for"
-        update_state(folder, job.id, note=note)
+        update_state(folder, job.id, pid=os.getpid(), group=None, host=socket.gethostname(), note=note)
         print(f"{job.id}: {note}", flush=True)
-    with job_lock(path) as descriptor:
-        yield [descriptor]
+        return [held.enter_context(job_lock(path))]
+    except OSError as error:
+        # Mostly a place where nothing can be written, which the command meets, too, and tells.
+        print(f"{job.id}: {path} cannot be locked ({error.strerror}); no other study may write there now", flush=True)
+        return []
+    except _Stopped:
+        update_state(folder, job.id, note="")
+        raise
 
 
 def _attempt(folder: Path, job: Job, files: JobFolder, locks: list[int]) -> int:
@@ -99,7 +101,8 @@ def _attempt(folder: Path, job: Job, files: JobFolder, locks: list[int]) -> int:
         command = command_to_run(job)
         record = Record.begin(job, command, files.provenance)
     except (UserError, OSError) as error:
-        files.log.write_text(f"{error}\n")
+        with files.log.open("a", encoding="utf-8") as log:
+            log.write(f"=== attempt {attempts}, {time.strftime('%Y-%m-%d %H:%M:%S')}: {error}\n")
         update_state(folder, job.id, status="failed", end=time.time(), note=str(error))
         return 1
     process: subprocess.Popen[bytes] | None = None

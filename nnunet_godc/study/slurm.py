@@ -8,13 +8,13 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nnunet_godc.errors import UserError
-from nnunet_godc.study.folder import State, is_done, read_job, read_state, update_state, write_state
+from nnunet_godc.study.folder import State, is_done, job_folder, read_job, read_state, update_state, write_state
 from nnunet_godc.study.jobs import Job, in_order
 from nnunet_godc.study.run_job import run_job
 
@@ -28,6 +28,7 @@ SECONDS_TO_CANCEL = 120.0  # clusters give a job some thirty to end
 # What Slurm calls jobs that do not come back by themselves: https://slurm.schedmd.com/job_state_codes.html
 FAILURES = frozenset({"DEADLINE", "FAILED", "OUT_OF_MEMORY", "TIMEOUT"})
 FORGOTTEN = "FORGOTTEN"  # said here of jobs that neither the queue nor the accounts know any more
+HELD = "JobHeldUser"
 ENDS = FAILURES | {"BOOT_FAIL", "CANCELLED", "COMPLETED", "NODE_FAIL", "PREEMPTED", "REVOKED", FORGOTTEN}
 
 
@@ -77,12 +78,16 @@ class SlurmExecutor:
         self._options = options
 
     def run(self, folder: Path, jobs: Sequence[Job]) -> None:
-        """Submits what is neither done nor in Slurm's queue already.
+        """Submits what is neither done nor in Slurm's queue already, and releases what an earlier run left on hold.
 
         Raises:
             UserError: there is no Slurm here, or it refuses a job; what it accepted before that stays submitted.
         """
         submitted = self._refresh(folder, jobs)
+        if submitted:
+            # A run that was killed, or which Slurm no longer answered, leaves its jobs on hold.
+            told = _ask_slurm(submitted.values())
+            _release([slurm_id for slurm_id, answer in told.items() if answer == ("PENDING", HELD)])
         missing = [job for job in in_order(jobs) if job.id not in submitted and not is_done(folder, job)]
         open_jobs = {job.id for job in missing} | submitted.keys()
         needed = {job.id: frozenset(open_jobs.intersection(job.depends_on)) for job in missing}
@@ -94,7 +99,7 @@ class SlurmExecutor:
             for name, slurm_id in ids.items():
                 print(f"submitted {name} as Slurm's job {slurm_id}", flush=True)
 
-    def cancel(self, folder: Path, jobs: Sequence[Job]) -> int:
+    def cancel(self, folder: Path, jobs: Sequence[Job]) -> None:
         """Cancels what waits or runs in Slurm, and waits until it has ended.
 
         Raises:
@@ -102,7 +107,7 @@ class SlurmExecutor:
         """
         submitted = self._refresh(folder, jobs)
         if not submitted:
-            return 0
+            return
         # Those that wait go first, or they might start meanwhile.
         _slurm("scancel", "--state=PENDING", *submitted.values())
         _slurm("scancel", *submitted.values())
@@ -111,7 +116,6 @@ class SlurmExecutor:
             if time.monotonic() > deadline:
                 raise UserError(f"Slurm has cancelled but not ended {', '.join(remaining)}; look at squeue.")
             time.sleep(SECONDS_BETWEEN_LOOKS)
-        return len(submitted)
 
     def refresh(self, folder: Path, jobs: Sequence[Job]) -> None:
         """Writes what Slurm knows and the job itself could not write.
@@ -146,7 +150,7 @@ class SlurmExecutor:
                 # One that has written since Slurm was asked no longer waits.
                 if word == "PENDING" and changed == before:
                     changed = _waiting(changed, reason)
-            if changed != states[name]:
+            if changed != states[name] and os.access(job_folder(folder, name).path, os.W_OK):
                 write_state(folder, name, changed)
                 states[name] = changed
         return alive
@@ -174,7 +178,7 @@ class SlurmExecutor:
         for name, slurm_id in ids.items():
             update_state(folder, name, status="queued", scheduler_id=slurm_id, note="")
         # Submitted on hold, so that no job writes its state before this process has.
-        _slurm("scontrol", "release", *ids.values())
+        _release(ids.values())
         return ids
 
     def _parameters(self, folder: Path, array: Sequence[Job], after: Sequence[str]) -> dict[str, Any]:
@@ -249,7 +253,8 @@ def _arrays(jobs: Sequence[Job], needed: Mapping[str, frozenset[str]], largest: 
 
 def _waiting(state: State, reason: str) -> State:
     """State of a job that waits in Slurm's queue, or waits there again after it was requeued."""
-    return replace(state, status="queued", note="" if reason == "None" else f"Slurm: {reason}")
+    note = "" if reason == "None" else f"Slurm: {reason}"
+    return replace(state, status="queued", note=f"{note}, until the next `study run`" if reason == HELD else note)
 
 
 def _ended(state: State, word: str, needed: Iterable[State]) -> State:
@@ -269,6 +274,11 @@ def _ended(state: State, word: str, needed: Iterable[State]) -> State:
         return replace(state, status="failed", note=note)
     note = "Slurm knows nothing of it any more" if word == FORGOTTEN else f"ended by Slurm: {word}"
     return replace(state, status="interrupted" if state.attempts else "pending", note=note)
+
+
+def _release(slurm_ids: Collection[str]) -> None:
+    if slurm_ids:
+        _slurm("scontrol", "release", *slurm_ids)
 
 
 def _ask_slurm(slurm_ids: Iterable[str]) -> dict[str, tuple[str, str]]:
@@ -311,7 +321,8 @@ def _slurm(*command: str) -> str:
         return subprocess.run(command, check=True, capture_output=True, text=True).stdout
     except FileNotFoundError:
         raise UserError(
-            f"{command[0]} is not to be found: run this where Slurm is, or with the executor `local`."
+            f"{command[0]} is not to be found: run this where Slurm is, or a study that is not there with the executor "
+            f"`local`."
         ) from None
     except subprocess.CalledProcessError as error:
         raise UserError(f"Slurm's {command[0]} fails: {error.stderr.strip() or error.stdout.strip()}") from None

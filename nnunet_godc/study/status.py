@@ -15,10 +15,11 @@ from rich.table import Table
 from rich.text import Text
 
 from nnunet_godc.commands import duration
+from nnunet_godc.study.executors import refresh_jobs
 from nnunet_godc.study.folder import State, is_done, read_state
 from nnunet_godc.study.jobs import Job
 from nnunet_godc.study.progress import Progress, read_progress
-from nnunet_godc.study.run import executor_of, read_study_folder
+from nnunet_godc.study.run import read_study_folder
 
 SECONDS_BETWEEN_LOOKS = 2.0
 _COLOURS = {
@@ -53,8 +54,8 @@ def job_statuses(folder: Path) -> list[JobStatus]:
     Raises:
         UserError: this is no study, or its cluster does not answer.
     """
-    study, jobs = read_study_folder(folder)
-    executor_of(study).refresh(folder, jobs)
+    _, jobs = read_study_folder(folder)
+    refresh_jobs(folder, jobs)
     return [JobStatus(job, _state(folder, job), _progress(job)) for job in jobs]
 
 
@@ -101,7 +102,7 @@ def render(folder: Path, statuses: Sequence[JobStatus], *, rows: int | None = No
     summary = ", ".join(f"{count} {status}" for status, count in counts.items())
     if len(shown) < len(statuses):
         summary += f"; {len(statuses) - len(shown)} jobs are not shown, which --once shows"
-    return Group(table, Text(summary), *_notes(shown))
+    return Group(table, Text(summary), *_reasons(statuses), *_notes(shown))
 
 
 def _most_telling(statuses: Sequence[JobStatus], count: int) -> list[JobStatus]:
@@ -118,9 +119,11 @@ def _rows(console: Console) -> int:
 
 def _state(folder: Path, job: Job) -> State:
     state = read_state(folder, job.id)
-    if state.status in ("pending", "interrupted") and is_done(folder, job):
-        return State(status="done", note="was there before this study ran it")
-    return state
+    if state.status in ("running", "queued") or (done := is_done(folder, job)) == (state.status == "done"):
+        return state
+    if done:
+        return State(status="done", note="was not made by this study")
+    return State(note="is to be made again: it is gone, or what it was made from has changed")
 
 
 def _progress(job: Job) -> Progress | None:
@@ -148,6 +151,13 @@ def _took(state: State) -> str:
         return ""
     end = time.time() if state.status == "running" else state.end
     return "" if end is None else duration(end - state.start)
+
+
+def _reasons(statuses: Sequence[JobStatus]) -> Iterator[Text]:
+    """What the jobs that are queued wait for, those that wait for the same together."""
+    reasons = Counter(entry.state.note for entry in statuses if entry.state.status == "queued" and entry.state.note)
+    for reason, count in reasons.items():
+        yield Text(f"{count} queued: {reason}", style=_COLOURS["queued"])
 
 
 def _notes(statuses: Sequence[JobStatus]) -> Iterator[Text]:

@@ -252,9 +252,8 @@ def test_a_second_run_submits_nothing_twice(half_trained: Study) -> None:
 
 @pytest.mark.slurm
 def test_a_cancelled_study_goes_on_with_the_next_run(half_trained: Study) -> None:
-    assert half_trained.executor.cancel(half_trained.folder, half_trained.jobs) == 2
+    half_trained.executor.cancel(half_trained.folder, half_trained.jobs)
     assert half_trained.statuses() == {"train": "interrupted", "predict": "pending"}
-    assert half_trained.executor.cancel(half_trained.folder, half_trained.jobs) == 0
     half_trained.run()
     assert half_trained.wait() == {"train": "done", "predict": "done"}
     assert half_trained.state("train").attempts == 2
