@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 
-from nnunet_godc.evaluation.case_table import Question
+from nnunet_godc.evaluation.case_table import MISSING, Method, Question
 from nnunet_godc.evaluation.comparison import LIMIT, Comparison
-from nnunet_godc.evaluation.metrics import better
+from nnunet_godc.evaluation.metrics import ABSENT_IN_BOTH, ABSENT_IN_PREDICTION, better
 from nnunet_godc.evaluation.units import shown
 
 FEW_PATIENTS = 50
@@ -14,7 +14,16 @@ FEW_PATIENTS = 50
 
 
 def claim(comparison: Comparison) -> str:
-    """A difference with its interval; or that none can be claimed, and what stays possible."""
+    """A difference with its interval; or that none can be claimed, and what stays possible; and what is left out."""
+    found, left_out = _finding(comparison), _left_out(comparison)
+    if not left_out:
+        return found
+    if comparison.supported and comparison.selective:
+        return f"{found} The difference is one on these alone and not {_kind(comparison)}: left out are {left_out}."
+    return f"{found} Left out are {left_out}."
+
+
+def _finding(comparison: Comparison) -> str:
     subject = subject_of(comparison.question)
     pair = f"{comparison.method.variant} and {comparison.against.variant}"
     patients = f"{comparison.patients} patient{'' if comparison.patients == 1 else 's'}"
@@ -66,9 +75,12 @@ def _difference(comparison: Comparison, subject: str) -> str:
     units = shown(comparison.question.metric).finer(comparison.low, comparison.high)
     verb, sign = ("raises", 1) if comparison.difference > 0 else ("lowers", -1)
     low, high = sorted((sign * comparison.low, sign * comparison.high))
+    where = (
+        f"On the {_counted(comparison.cases, comparison.question)} that both define, " if comparison.selective else ""
+    )
     sentence = (
-        f"{comparison.method.variant} {verb} {subject} by {units.difference(sign * comparison.difference)} against "
-        f"{comparison.against.variant}, {'an improvement' if comparison.improves else 'a deterioration'} "
+        f"{where}{comparison.method.variant} {verb} {subject} by {units.difference(sign * comparison.difference)} "
+        f"against {comparison.against.variant}{'' if comparison.selective else f', {_kind(comparison)}'} "
         f"(95 % CI {units.number(low)} to {units.number(high)}; {_corrected(comparison)}; "
         f"{comparison.patients} patients)."
     )
@@ -107,6 +119,39 @@ def _no_difference(comparison: Comparison, subject: str, pair: str) -> str:
             "for most patients, without a better mean."
         )
     return sentence
+
+
+def _kind(comparison: Comparison) -> str:
+    return "an improvement" if comparison.improves else "a deterioration"
+
+
+def _left_out(comparison: Comparison) -> str:
+    """Such as "40 cases in which B alone predicts no tumour"; "" if the two are defined in the same cases."""
+    sides = (
+        (comparison.method, comparison.runs[0], comparison.undefined_method),
+        (comparison.against, comparison.runs[1], comparison.undefined_against),
+    )
+    parts = [
+        f"{_counted(number, comparison.question)} {_reason(reason, method, runs, comparison.question.label)}"
+        for method, runs, reasons in sides
+        for reason, number in reasons.items()
+    ]
+    return " and ".join(parts)
+
+
+def _reason(reason: str, method: Method, runs: int, label: str) -> str:
+    """Why cases are defined for the other method only."""
+    who = f"{method.variant} alone" if runs == 1 else f"a training of {method.variant}"
+    if reason == ABSENT_IN_PREDICTION:
+        return f"in which {who} predicts no {label}"
+    if reason == ABSENT_IN_BOTH:
+        return f"without {label}, in which {who} rightly predicts none"
+    return f"at which {who} was not measured" if reason == MISSING else f"in which it is not defined for {who}"
+
+
+def _counted(number: int, question: Question) -> str:
+    unit = "lesion" if question.bin else "case"
+    return f"{number} {unit}" if number == 1 else f"{number} {unit}s"
 
 
 def _corrected(comparison: Comparison) -> str:

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from itertools import combinations
 
 import numpy as np
+from numpy.typing import NDArray
 
 from nnunet_godc.evaluation.bootstrap import Floats
-from nnunet_godc.evaluation.case_table import CaseTable, Method, Question, patient_means
+from nnunet_godc.evaluation.case_table import ALL_STATES, MISSING, CaseTable, Method, Question, patient_means
 from nnunet_godc.evaluation.metrics import better
 from nnunet_godc.evaluation.paired_tests import holm, sign_flip_p_values, signed_rank_p_values, wins_ties_losses
 from nnunet_godc.evaluation.statistics import mean_intervals, standardised_differences
@@ -26,7 +27,8 @@ class Comparison:
 
     Attributes:
         patients, cases: compared.
-        only_method, only_against: cases left out because they are defined for one of the two only.
+        undefined_method, undefined_against: cases left out because that one alone is not defined there, by the reason
+            that `ALL_STATES` names.
         difference: of the means over cases, `low` and `high` its 95 % interval over patients.
         effect_size: Cohen's d_z over patients, with its interval.
         wins, ties, losses: patients for whom `method` is better, equal, worse.
@@ -43,8 +45,8 @@ class Comparison:
     against: Method
     patients: int
     cases: int
-    only_method: int
-    only_against: int
+    undefined_method: dict[str, int]
+    undefined_against: dict[str, int]
     difference: float
     low: float
     high: float
@@ -62,6 +64,21 @@ class Comparison:
     runs: tuple[int, int]
 
     @property
+    def only_method(self) -> int:
+        """Cases left out because they are defined for `method` only."""
+        return sum(self.undefined_against.values())
+
+    @property
+    def only_against(self) -> int:
+        """Cases left out because they are defined for `against` only."""
+        return sum(self.undefined_method.values())
+
+    @property
+    def selective(self) -> bool:
+        """Whether cases are left out because of what one of the two predicted, such as nothing where a label is."""
+        return bool({*self.undefined_method, *self.undefined_against} - {MISSING})
+
+    @property
     def supported(self) -> bool:
         """Whether a difference can be claimed: by the corrected sign-flip test, with an interval that excludes zero."""
         return self.sign_flip_p_holm <= LIMIT and (self.low > 0 or self.high < 0)
@@ -70,6 +87,13 @@ class Comparison:
     def improves(self) -> bool:
         """Whether `method` has the better mean."""
         return (self.difference > 0) == (better(self.question.metric) == "higher")
+
+    @property
+    def winner(self) -> Method | None:
+        """The one that may be called better: of a supported difference that leaves out no case selectively."""
+        if not self.supported or self.selective:
+            return None
+        return self.method if self.improves else self.against
 
 
 def compare_methods(table: CaseTable, *, baseline: str | None, resamples: int, seed: int) -> list[Comparison]:
@@ -134,8 +158,8 @@ def _compare(
                     against=table.methods[b],
                     patients=int((counts[:, column] > 0).sum()),
                     cases=int(counts[:, column].sum()),
-                    only_method=int((defined[a, :, position] & ~defined[b, :, position]).sum()),
-                    only_against=int((defined[b, :, position] & ~defined[a, :, position]).sum()),
+                    undefined_method=_reasons(table.states[a, defined[b, :, position] & ~defined[a, :, position], k]),
+                    undefined_against=_reasons(table.states[b, defined[a, :, position] & ~defined[b, :, position], k]),
                     difference=float(intervals.estimate[column]),
                     low=float(intervals.low[column]),
                     high=float(intervals.high[column]),
@@ -154,6 +178,12 @@ def _compare(
                 )
             )
     return comparisons
+
+
+def _reasons(states: NDArray[np.uint8]) -> dict[str, int]:
+    return {
+        ALL_STATES[state]: int(number) for state, number in zip(*np.unique(states, return_counts=True), strict=True)
+    }
 
 
 def _towards_better(

@@ -21,7 +21,7 @@ WIDEST = 6  # columns of numbers that a page is wide enough for
 NONE = "-"
 BOLD = (
     "Bold: better than every method that it was compared with, by the corrected sign-flip test and an interval of the "
-    "difference that excludes zero."
+    "difference that excludes zero; and no case is left out of the comparison because of what one of the two predicted."
 )
 FEW = (
     f"Fewer than {FEW_PATIENTS} patients: intervals of the means of skewed metrics are too narrow, as nnunet-godc's "
@@ -138,7 +138,7 @@ def _result_grid(
         ]
         for method in methods
     ]
-    told = [BOLD]
+    told = [BOLD] if comparisons else []
     if any(entry.patients < FEW_PATIENTS for entry in entries.values()):
         told.append(FEW)
     if any(shown(question.metric).unit == "mm" for question in questions):
@@ -198,8 +198,8 @@ def _result(entry: Summary, *, bold: bool) -> Cell:
 def _supported_as_best(comparisons: Iterable[Comparison]) -> set[tuple[Method, Question]]:
     won: dict[tuple[Method, Question], list[bool]] = {}
     for entry in comparisons:
-        won.setdefault((entry.method, entry.question), []).append(entry.supported and entry.improves)
-        won.setdefault((entry.against, entry.question), []).append(entry.supported and not entry.improves)
+        for method in (entry.method, entry.against):
+            won.setdefault((method, entry.question), []).append(entry.winner == method)
     return {key for key, outcomes in won.items() if all(outcomes)}
 
 

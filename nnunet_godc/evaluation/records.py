@@ -18,6 +18,17 @@ from nnunet_godc.evaluation.summary import Summary
 
 Row = dict[str, Any]
 
+_TOLD_OTHERWISE = (  # what a comparison holds, and a row has in columns of its own
+    "dataset",
+    "cross_validated",
+    "question",
+    "method",
+    "against",
+    "runs",
+    "undefined_method",
+    "undefined_against",
+)
+
 
 def statistics_row(entry: Summary) -> Row:
     """One method and one question; the cases that were left out are counted by the reason."""
@@ -41,15 +52,18 @@ def statistics_row(entry: Summary) -> Row:
 def comparison_row(entry: Comparison) -> Row:
     """One comparison, with the sentence that it allows."""
     numbers = asdict(entry)
-    for name in ("dataset", "cross_validated", "question", "method", "against", "runs"):
+    for name in _TOLD_OTHERWISE:
         del numbers[name]
     return {
         **_place(entry),
         "against": entry.against.variant,
+        "only_method": entry.only_method,
+        "only_against": entry.only_against,
         **numbers,
         "seeds": entry.runs[0],
         "seeds_against": entry.runs[1],
         "supported": entry.supported,
+        "selective": entry.selective,
         "sentence": " ".join([claim(entry), *caveats(entry)]),
     }
 

@@ -2,10 +2,17 @@ from dataclasses import replace
 
 import pytest
 
-from nnunet_godc.evaluation.case_table import Method, Question
+from nnunet_godc.evaluation.case_table import MISSING, Method, Question
 from nnunet_godc.evaluation.claims import caveats, claim, p_value
 from nnunet_godc.evaluation.comparison import Comparison
-from nnunet_godc.evaluation.metrics import HD95, LESION_DICE, RELATIVE_VOLUME_ERROR
+from nnunet_godc.evaluation.metrics import (
+    ABSENT_IN_BOTH,
+    ABSENT_IN_PREDICTION,
+    ABSENT_IN_REFERENCE,
+    HD95,
+    LESION_DICE,
+    RELATIVE_VOLUME_ERROR,
+)
 
 NAN = float("nan")
 
@@ -21,8 +28,8 @@ def raised():
         against=Method("3d_fullres", "nnUNetPlans", "stock"),
         patients=118,
         cases=118,
-        only_method=0,
-        only_against=0,
+        undefined_method={},
+        undefined_against={},
         difference=0.018,
         low=0.004,
         high=0.032,
@@ -62,6 +69,53 @@ def test_an_end_near_zero_is_not_written_as_zero(raised):
     assert "by 1.80 points against stock, an improvement (95 % CI 0.03 to 3.20;" in claim(replace(raised, low=0.0003))
     narrow = replace(raised, difference=0.0021, low=0.0007, high=0.0035)
     assert "by 0.21 points against stock, an improvement (95 % CI 0.07 to 0.35;" in claim(narrow)
+
+
+def test_a_method_that_misses_the_label_does_not_improve_its_distances(raised):
+    lower = replace(raised, question=Question("tumour", HD95), difference=-2.5, low=-4.0, high=-1.0, tests=1)
+    missing = replace(lower, cases=78, patients=78, undefined_method={ABSENT_IN_PREDICTION: 40})
+    assert claim(missing) == (
+        "On the 78 cases that both define, GODC lowers HD95 of tumour by 2.5 mm against stock (95 % CI 1.0 to 4.0; "
+        "p = 0.012; 78 patients). The difference is one on these alone and not an improvement: left out are 40 cases "
+        "in which GODC alone predicts no tumour."
+    )
+    worse = replace(missing, difference=2.5, low=1.0, high=4.0)
+    assert "an improvement" not in claim(worse)
+    assert "on these alone and not a deterioration: left out are 40 cases" in claim(worse)
+
+
+@pytest.mark.parametrize(
+    ("sides", "told"),
+    [
+        ({"undefined_against": {ABSENT_IN_PREDICTION: 1}}, "1 case in which stock alone predicts no tumour."),
+        (
+            {"undefined_method": {ABSENT_IN_BOTH: 2}, "undefined_against": {ABSENT_IN_PREDICTION: 3}},
+            "2 cases without tumour, in which GODC alone rightly predicts none and 3 cases in which stock alone "
+            "predicts no tumour.",
+        ),
+        (
+            {"undefined_method": {ABSENT_IN_PREDICTION: 2, ABSENT_IN_REFERENCE: 1}, "runs": (3, 1)},
+            "2 cases in which a training of GODC predicts no tumour and 1 case in which it is not defined for a "
+            "training of GODC.",
+        ),
+        (
+            {"question": Question("tumour", LESION_DICE, "below 1 ml"), "undefined_method": {MISSING: 2}},
+            "2 lesions at which GODC alone was not measured.",
+        ),
+    ],
+)
+def test_whatever_is_said_tells_which_cases_are_left_out(raised, sides, told):
+    unclear = {"low": -0.012, "sign_flip_p_holm": 0.31, "signed_rank_p_holm": 0.2}
+    equal = {"wins": 0, "losses": 0, "low": NAN, "high": NAN}
+    none = {"patients": 0, "low": NAN, "high": NAN}
+    for outcome in ({}, unclear, equal, none):
+        assert claim(replace(raised, **outcome, **sides)).endswith(f"eft out are {told}")
+
+
+def test_cases_that_were_not_measured_do_not_make_a_difference_selective(raised):
+    incomplete = replace(raised, undefined_against={MISSING: 24})
+    assert ", an improvement (" in claim(incomplete)
+    assert claim(incomplete).endswith(" Left out are 24 cases at which stock alone was not measured.")
 
 
 def test_without_support_it_says_what_stays_possible(raised):

@@ -5,9 +5,9 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from nnunet_godc.evaluation.case_table import case_tables
+from nnunet_godc.evaluation.case_table import MISSING, case_tables
 from nnunet_godc.evaluation.comparison import compare_methods
-from nnunet_godc.evaluation.metrics import HD95, RELATIVE_VOLUME_ERROR
+from nnunet_godc.evaluation.metrics import ABSENT_IN_PREDICTION, HD95, RELATIVE_VOLUME_ERROR
 from nnunet_godc.evaluation.paired_tests import holm
 from tests.evaluation.measured import measured
 
@@ -29,7 +29,22 @@ def test_two_methods_are_compared_on_the_cases_that_both_define():
     assert (comparison.method.variant, comparison.against.variant) == ("B", "A")
     assert (comparison.cases, comparison.patients) == (2, 2)
     assert (comparison.only_method, comparison.only_against) == (2, 1)
+    assert comparison.undefined_method == {ABSENT_IN_PREDICTION: 1}
+    assert comparison.undefined_against == {ABSENT_IN_PREDICTION: 1, MISSING: 1}
     assert comparison.difference == pytest.approx(0.15)
+
+
+def test_a_method_that_misses_the_hard_cases_wins_nothing_by_it(random):
+    distances = random.lognormal(1.5, 0.4, 40)
+    nearer = distances * random.uniform(0.7, 0.9, 40)
+    missed = np.where(np.arange(40) < 10, NAN, nearer)
+    [all_found] = compare(measured({"A": distances, "B": nearer}, metric=HD95))
+    [some_missed] = compare(measured({"A": distances, "B": missed}, metric=HD95))
+    [not_measured] = compare(measured({"A": distances, "B": [None] * 10 + list(missed[10:])}, metric=HD95))
+    assert all_found.supported
+    assert some_missed.supported
+    assert (all_found.winner, some_missed.winner, not_measured.winner) == (all_found.method, None, all_found.method)
+    assert (all_found.selective, some_missed.selective, not_measured.selective) == (False, True, False)
 
 
 def test_numbers_are_those_of_the_differences(random):

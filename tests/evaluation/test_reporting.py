@@ -129,6 +129,17 @@ def test_only_a_supported_difference_makes_bold(study, tmp_path):
     assert "Bold: better than every method that it was compared with" in text
 
 
+def test_a_method_that_misses_the_hard_cases_is_not_bold(random, tmp_path):
+    distances = random.lognormal(1.5, 0.4, 40)
+    nearer = distances * random.uniform(0.7, 0.9, 40)
+    assert "**" in table_line(report(tmp_path, measured({"A": distances, "B": nearer}, metric=HD95)), "B")
+    text = report(tmp_path, measured({"A": distances, "B": [NAN] * 10 + list(nearer[10:])}, metric=HD95))
+    assert "**" not in table_line(text, "A") + table_line(text, "B")
+    assert "not an improvement: left out are 10 cases in which B alone predicts no tumour." in text
+    row = pd.read_csv(tmp_path / "comparisons.csv").iloc[0]
+    assert (row.supported, row.selective, row.only_method, row.only_against) == (True, True, 0, 10)
+
+
 def test_the_baseline_is_the_first_row(study, tmp_path):
     turned = study.iloc[::-1]
     text = report(tmp_path, turned, baseline="nnUNetTrainer")
@@ -192,6 +203,7 @@ def test_many_columns_are_split_by_label(random, tmp_path):
 def test_one_method_is_reported_without_comparisons(tmp_path):
     text = report(tmp_path, measured({"A": [0.5, 0.6, 0.7, 0.8]}))
     assert "There are no two methods of one configuration and plans to compare." in text
+    assert "Bold" not in text
     assert (tmp_path / "comparisons.csv").read_text().strip() == ""
     assert json.loads((tmp_path / "report.json").read_text())["comparisons"] == []
 
