@@ -54,7 +54,7 @@ class CaseTable:
             an average over seeds comes nearer to zero than each of them.
         states: index into `ALL_STATES`, (M, C, K), uint8; that of the runs which comes last there. What no method was
             measured at is not missing from any.
-        runs: per method, mean over cases of each of its trainings that a seed tells apart, (runs, K).
+        runs: per method, mean of each of its trainings that a seed tells apart, over the cases of `values`, (runs, K).
     """
 
     dataset: str
@@ -204,8 +204,8 @@ def _check_measured_once(rows: pd.DataFrame, place: NDArray[np.int64]) -> None:
 
 
 def _means(values: Floats) -> Floats:
-    """Over the defined cases, (runs, C, K) to (runs, K)."""
-    defined = np.isfinite(values)
+    """Over the cases that all runs define, (runs, C, K) to (runs, K)."""
+    defined = np.isfinite(values).all(axis=0)
     with np.errstate(invalid="ignore"):
-        means: Floats = np.where(defined, values, 0).sum(axis=1) / defined.sum(axis=1)
+        means: Floats = np.where(defined, values, 0).sum(axis=1) / defined.sum(axis=0)
     return means

@@ -22,7 +22,7 @@ class Summary:
         undefined: cases left out, by the reason that `ALL_STATES` names.
         mean: over cases, `low` and `high` its 95 % interval over patients.
         median: over patients of their means over cases, with its interval.
-        runs: mean of each training that a seed tells apart.
+        runs: mean of each training that a seed tells apart, over the same cases.
     """
 
     dataset: str

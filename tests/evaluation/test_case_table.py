@@ -72,6 +72,16 @@ def test_a_case_counts_where_every_seed_defines_it():
     assert state(table, 0, 1) == MISSING
 
 
+def test_means_of_seeds_are_over_the_cases_that_all_of_them_define():
+    easy, hard = [0.9, 0.8], [0.4, 0.3, 0.5]
+    [table] = tables(
+        measured({"A_seed1": easy + hard, "A_seed2": [*easy, None, NAN, 0.5], "B": easy + hard}),
+        variant_of=without_seed,
+    )
+    np.testing.assert_allclose(table.runs[0], [[2.2 / 3], [2.2 / 3]])
+    np.testing.assert_allclose(table.runs[1], [[2.9 / 5]])
+
+
 def test_what_no_method_measured_is_missing_from_none():
     [table] = tables(measured({"A": [1, None], "B": [1, None]}), measured({"A": [1, 2], "B": [1, None]}, metric="IoU"))
     assert state(table, 1, 1, question=0) != MISSING
