@@ -13,6 +13,7 @@ slurm/                     batch scripts, and what Slurm says of each of its job
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -136,14 +137,30 @@ def update_state(folder: Path, job_id: str, **changes: Any) -> State:
 def is_done(folder: Path, job: Job) -> bool:
     """Whether what the job makes is there, so that it need not run.
 
-    A prediction, an average or an evaluation is not, where what it was made from is to be made anew or has been since.
+    Preprocessing is not, where its data has been deleted. A prediction, an average or an evaluation is not, where what
+    it was made from is to be made anew or has been since.
     """
     if not all(Path(path).exists() for path in job.expected):
         return False
     state = read_state(folder, job.id)
     if state.status != "done" and not (job.adopted and job.expected):
         return False
+    if job.kind == "preprocess":
+        return _has_data(job)
     return job.kind in LASTING or not _is_outdated(folder, job, state)
+
+
+def _has_data(job: Job) -> bool:
+    """Whether the folder that was preprocessed into still holds something; many delete it when the disk is full."""
+    plans = Path(job.plans_file)
+    try:
+        configuration = json.loads(plans.read_text())["configurations"][job.configuration]
+        with os.scandir(plans.parent / configuration["data_identifier"]) as entries:
+            return any(True for _ in entries)
+    except (KeyError, ValueError):
+        return True  # other plans than nnU-Net's say where it is in a way of their own
+    except OSError:
+        return False
 
 
 def _is_outdated(folder: Path, job: Job, state: State) -> bool:

@@ -59,6 +59,7 @@ class Job:
         lock: file that is locked while it runs, so that studies which write to the same place take turns; empty where
             it writes to its own study's folder alone.
         plans_file: nnU-Net's plans that it works with, for the record; empty for none.
+        configuration: of the plans, whose data a preprocessing makes; empty for other jobs.
         seed: of the training; None where it is not seeded.
     """
 
@@ -73,6 +74,7 @@ class Job:
     resume: tuple[Resume, ...] = ()
     lock: str = ""
     plans_file: str = ""
+    configuration: str = ""
     seed: int | None = None
 
     def to_json(self) -> dict[str, Any]:

@@ -133,6 +133,7 @@ class _Planner:
                 expected=(str(Path(self.study.preprocessed, dataset, "gt_segmentations")),),
                 lock=str(Path(self.study.preprocessed, dataset, LOCK)),
                 plans_file=str(self.study.plans_file(dataset, plans.name)),
+                configuration=configuration,
             )
             previous = (job.id,)
             yield job
