@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 from nnunet_godc.evaluation.case_table import MISSING, Method, Question
 from nnunet_godc.evaluation.comparison import LIMIT, Comparison
@@ -57,6 +58,30 @@ def caveats(comparison: Comparison) -> list[str]:
             f"Fewer than {FEW_PATIENTS} patients: where a few of them carry a difference, its interval is too narrow."
         )
     return found
+
+
+def multiplicity(comparisons: Sequence[Comparison]) -> str:
+    """Over how many questions tests were made, for which nothing is corrected; "" without tests."""
+    questions = tested_questions(comparisons)
+    if questions <= 1:
+        return "Tests were made for one question, a metric of a label." if questions else ""
+    tests = max(entry.tests for entry in comparisons)
+    corrected = (
+        f"p-values are corrected for the methods that are compared in each (up to {tests} comparisons), not for the "
+        "number of questions"
+        if tests > 1
+        else "with one comparison in each, no p-value is corrected"
+    )
+    return (
+        f"Tests were made for {questions} questions (label, metric and lesion size): {corrected}. Where nothing "
+        f"differs, about one question in twenty is claimed by chance, here {questions / 20:.1f} of {questions}. Name "
+        "the primary question before looking; what the others show is to be confirmed."
+    )
+
+
+def tested_questions(comparisons: Sequence[Comparison]) -> int:
+    """Each is corrected for on its own."""
+    return len({(entry.dataset, entry.cross_validated, entry.question) for entry in comparisons if entry.tests})
 
 
 def subject_of(question: Question) -> str:

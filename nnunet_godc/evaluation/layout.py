@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TypeVar
 
 from nnunet_godc.evaluation.case_table import Method, Question
-from nnunet_godc.evaluation.claims import FEW_PATIENTS, p_value
+from nnunet_godc.evaluation.claims import FEW_PATIENTS, p_value, tested_questions
 from nnunet_godc.evaluation.comparison import Comparison
 from nnunet_godc.evaluation.markup import Cell, Grid, Heading
 from nnunet_godc.evaluation.metrics import better
@@ -59,8 +59,8 @@ def result_grids(
     return grids
 
 
-def comparison_grid(title: str, comparisons: Sequence[Comparison]) -> Grid:
-    """One row per comparison."""
+def comparison_grid(title: str, comparisons: Sequence[Comparison], *, among: Sequence[Comparison]) -> Grid:
+    """One row per comparison; `among` are all that were made."""
     against = _distinct(entry.against.variant for entry in comparisons)
     context = contexts(_distinct(entry.method for entry in comparisons))
     headings = [
@@ -91,11 +91,15 @@ def comparison_grid(title: str, comparisons: Sequence[Comparison]) -> Grid:
         )
     notes = [
         "Differences of means over cases [95 % interval over patients], in points or the metric's unit. Sign flip, "
-        "Wilcoxon: p-values after Holm's correction over all comparisons of the table in one metric and label. d_z: "
-        "mean of the patients' differences over their standard deviation. W/T/L: patients for whom the method is "
-        "better, equal (to 1e-6), worse.",
+        f"Wilcoxon: p-values{_corrected(among)}. d_z: mean of the patients' differences over their standard deviation. "
+        "W/T/L: patients for whom the method is better, equal (to 1e-6), worse.",
         *_compared_notes(comparisons, context),
     ]
+    if len(comparisons) < len(among):
+        notes.append(
+            f"Not shown are {len(among) - len(comparisons)} of {len(among)} comparisons, for which no difference can "
+            "be claimed; comparisons.csv has all."
+        )
     caption = f"comparisons with {against[0]}." if len(against) == 1 else "comparisons."
     return Grid(title, caption, headings, rows, notes=notes)
 
@@ -226,6 +230,22 @@ def _mark(notes: list[str], note: str) -> tuple[int, ...]:
     if note not in notes:
         notes.append(note)
     return (notes.index(note) + 1,)
+
+
+def _corrected(comparisons: Sequence[Comparison]) -> str:
+    """What p-values are corrected for, and what not."""
+    methods = (
+        " after Holm's correction over all comparisons of the table in one metric and label"
+        if any(entry.tests > 1 for entry in comparisons)
+        else ", each of the only comparison in its metric and label"
+    )
+    questions = tested_questions(comparisons)
+    if questions <= 1:
+        return methods
+    return (
+        f"{methods}, not corrected for the table's {questions} questions (label, metric and lesion size), of which one in "
+        "twenty is claimed by chance where nothing differs"
+    )
 
 
 def _compared_notes(comparisons: Sequence[Comparison], context: Mapping[Method, str]) -> list[str]:

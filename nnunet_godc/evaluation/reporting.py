@@ -15,7 +15,7 @@ import pandas as pd
 from nnunet_godc import __version__
 from nnunet_godc.errors import UserError
 from nnunet_godc.evaluation.case_table import CaseTable, case_tables
-from nnunet_godc.evaluation.claims import caveats, claim
+from nnunet_godc.evaluation.claims import caveats, claim, multiplicity
 from nnunet_godc.evaluation.comparison import Comparison, compare_methods
 from nnunet_godc.evaluation.layout import comparison_grid, contexts, result_grids
 from nnunet_godc.evaluation.markup import Grid, latex_table, markdown, markdown_table
@@ -194,7 +194,7 @@ def _grids(sections: Sequence[Section]) -> Iterator[Grid]:
 def _section_grids(section: Section) -> list[Grid]:
     grids = result_grids(section.title, section.summaries, section.comparisons, baseline=section.baseline)
     if section.shown_comparisons:
-        grids.append(comparison_grid(section.title, section.shown_comparisons))
+        grids.append(comparison_grid(section.title, section.shown_comparisons, among=section.comparisons))
     return grids
 
 
@@ -206,9 +206,12 @@ def _markdown_report(sections: Sequence[Section], settings: Mapping[str, Any]) -
             f"Intervals: 95 %, over patients, {settings['resamples']} resamples, seed {settings['seed']}. Comparisons "
             f"{against}, within one configuration and plans, on the cases where both are defined; a difference is "
             "claimed if Holm's correction leaves the sign-flip test p at most 0.05 and the interval excludes zero. "
+            "It is an improvement only where no case is left out because of what one of the two predicted. "
             "comparisons.csv has a sentence for each; nnunet-godc's docs/statistics.md says how the numbers are made."
         ),
     ]
+    if asked := multiplicity([entry for section in sections for entry in section.comparisons]):
+        parts.append(markdown(asked))
     for section in sections:
         parts.append(f"## {markdown(section.title)}")
         parts += [markdown_table(grid) for grid in _section_grids(section)]
@@ -223,10 +226,10 @@ def _told(section: Section) -> list[str]:
         return ["There are no two methods of one configuration and plans to compare."]
     context = contexts(section.table.methods)
     lines = [f"- {markdown(f'{context[entry.method]} {claim(entry)}'.strip())}" for entry in told]
-    if len(told) < len(comparisons):
+    if not_told := len(comparisons) - len(told):
         lines.append(
-            f"- For {len(comparisons) - len(told)} more comparisons no difference can be claimed; comparisons.csv "
-            "says for each what stays possible."
+            f"- For {not_told} {'more ' if told else ''}comparisons no difference can be claimed; comparisons.csv says "
+            "for each what stays possible."
         )
     distinct = dict.fromkeys(caveat for entry in comparisons for caveat in caveats(entry))
     return ["\n".join(lines), *(markdown(caveat) for caveat in distinct)]

@@ -3,7 +3,7 @@ from dataclasses import replace
 import pytest
 
 from nnunet_godc.evaluation.case_table import MISSING, Method, Question
-from nnunet_godc.evaluation.claims import caveats, claim, p_value
+from nnunet_godc.evaluation.claims import caveats, claim, multiplicity, p_value
 from nnunet_godc.evaluation.comparison import Comparison
 from nnunet_godc.evaluation.metrics import (
     ABSENT_IN_BOTH,
@@ -116,6 +116,22 @@ def test_cases_that_were_not_measured_do_not_make_a_difference_selective(raised)
     incomplete = replace(raised, undefined_against={MISSING: 24})
     assert ", an improvement (" in claim(incomplete)
     assert claim(incomplete).endswith(" Left out are 24 cases at which stock alone was not measured.")
+
+
+def test_questions_are_counted_since_nothing_is_corrected_for_them(raised):
+    labels = [replace(raised, question=Question(f"label {number}", "Dice")) for number in range(26)]
+    other_table = replace(raised, cross_validated=False, question=Question("label 0", "Dice"))
+    untested = replace(raised, question=Question("label 27", "Dice"), tests=0)
+    text = multiplicity([*labels, *labels, other_table, untested])
+    assert text.startswith("Tests were made for 27 questions (label, metric and lesion size): p-values are corrected ")
+    assert "(up to 3 comparisons), not for the number of questions." in text
+    assert "about one question in twenty is claimed by chance, here 1.4 of 27. Name the primary question" in text
+    alone = multiplicity([replace(entry, tests=1) for entry in labels])
+    assert (
+        "26 questions (label, metric and lesion size): with one comparison in each, no p-value is corrected." in alone
+    )
+    assert multiplicity([raised]) == "Tests were made for one question, a metric of a label."
+    assert multiplicity([untested]) == multiplicity([]) == ""
 
 
 def test_without_support_it_says_what_stays_possible(raised):

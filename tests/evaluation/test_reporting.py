@@ -211,8 +211,32 @@ def test_one_method_is_reported_without_comparisons(tmp_path):
 def test_many_comparisons_are_told_in_full_in_the_csv_alone(random, tmp_path):
     frame = measured({f"T{number:02d}": random.random(6) for number in range(10)})
     text = report(tmp_path, frame)
-    assert "For 45 more comparisons no difference can be claimed" in text
+    assert "For 45 comparisons no difference can be claimed" in text
     assert len(pd.read_csv(tmp_path / "comparisons.csv")) == 45
+
+
+def test_a_table_says_how_many_comparisons_it_does_not_show(random, tmp_path):
+    same = np.tile([0.5, 0.4], 8)
+    difference = random.normal(0.1, 0.01, 16)
+    frames = [measured({"A": same, "B": same + difference * (number == 0)}, label=str(number)) for number in range(41)]
+    text = report(tmp_path, *frames)
+    note = "Not shown are 40 of 41 comparisons, for which no difference can be claimed; comparisons.csv has all."
+    assert note in text
+    assert note in (tmp_path / "table.tex").read_text()
+    assert "For 40 more comparisons" in text
+    text = report(tmp_path, *frames[:40])
+    assert "Not shown" not in text + (tmp_path / "table.tex").read_text()
+
+
+def test_report_and_table_say_over_how_many_questions_tests_were_made(study, random, tmp_path):
+    third = measured({"C": random.random(30)})
+    text = report(tmp_path, study)
+    assert "Tests were made for 2 questions (label, metric and lesion size): with one comparison in each, no p" in text
+    assert "here 0.1 of 2" in text
+    note = "not corrected for the table's 2 questions"
+    assert ", each of the only comparison in its metric and label, " + note in (tmp_path / "table.tex").read_text()
+    assert "(up to 3 comparisons)" in report(tmp_path, study, third)
+    assert "over all comparisons of the table in one metric and label, " + note in (tmp_path / "table.tex").read_text()
 
 
 def test_seeds_are_one_row_with_their_spread(tmp_path):
