@@ -114,6 +114,10 @@ def _difference(comparison: Comparison, subject: str) -> str:
             f" Wilcoxon's test does not see it ({p_value(comparison.signed_rank_p_holm)}): a part of the patients with "
             "large differences may carry it."
         )
+    elif comparison.ranks_improve != comparison.improves:
+        sentence += (
+            f" Wilcoxon's test sees the opposite ({_favoured(comparison)}): a part of the patients carries the mean."
+        )
     return sentence
 
 
@@ -140,10 +144,21 @@ def _no_difference(comparison: Comparison, subject: str, pair: str) -> str:
     sentence = f"{beginning}: {reason}."
     if comparison.signed_rank_p_holm <= LIMIT < comparison.sign_flip_p_holm:
         sentence += (
-            f" Wilcoxon's test does see a shift ({p_value(comparison.signed_rank_p_holm)}): one of the two is better "
-            "for most patients, without a better mean."
+            f" Wilcoxon's test does see a shift ({_favoured(comparison)}), from which no difference of the means "
+            "follows."
         )
     return sentence
+
+
+def _favoured(comparison: Comparison) -> str:
+    """Which method the ranks of the differences favour, which need be neither that of most patients nor of the mean."""
+    wins, losses, favoured = comparison.wins, comparison.losses, comparison.method
+    if not comparison.ranks_improve:
+        wins, losses, favoured = losses, wins, comparison.against
+    return (
+        f"{p_value(comparison.signed_rank_p_holm)}; the ranks of the differences favour {favoured.variant}, which is "
+        f"better for {wins} patients, equal for {comparison.ties}, worse for {losses}"
+    )
 
 
 def _kind(comparison: Comparison) -> str:

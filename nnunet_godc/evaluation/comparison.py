@@ -12,7 +12,13 @@ from numpy.typing import NDArray
 from nnunet_godc.evaluation.bootstrap import Floats
 from nnunet_godc.evaluation.case_table import ALL_STATES, MISSING, CaseTable, Method, Question, patient_means
 from nnunet_godc.evaluation.metrics import better
-from nnunet_godc.evaluation.paired_tests import holm, sign_flip_p_values, signed_rank_p_values, wins_ties_losses
+from nnunet_godc.evaluation.paired_tests import (
+    holm,
+    rank_biserial_correlations,
+    sign_flip_p_values,
+    signed_rank_p_values,
+    wins_ties_losses,
+)
 from nnunet_godc.evaluation.statistics import mean_intervals, standardised_differences
 
 COLUMNS_AT_ONCE = 640  # of differences: bounds the memory, and so many share one set of resamples
@@ -34,6 +40,7 @@ class Comparison:
         wins, ties, losses: patients for whom `method` is better, equal, worse.
         sign_flip_p: of the paired permutation test, and `sign_flip_p_holm` after Holm's correction.
         signed_rank_p: of Wilcoxon's test, and `signed_rank_p_holm` likewise.
+        rank_biserial: which way the ranks of Wilcoxon's test lean, from -1 to 1, with the sign of `difference`.
         tests: size of the family that was corrected for: all comparisons of the table that answer this question.
         runs: trainings, with different seeds, that are averaged on either side.
     """
@@ -60,6 +67,7 @@ class Comparison:
     sign_flip_p_holm: float
     signed_rank_p: float
     signed_rank_p_holm: float
+    rank_biserial: float
     tests: int
     runs: tuple[int, int]
 
@@ -86,7 +94,12 @@ class Comparison:
     @property
     def improves(self) -> bool:
         """Whether `method` has the better mean."""
-        return (self.difference > 0) == (better(self.question.metric) == "higher")
+        return self._better(self.difference)
+
+    @property
+    def ranks_improve(self) -> bool:
+        """Whether the ranks of the differences favour `method`."""
+        return self._better(self.rank_biserial)
 
     @property
     def winner(self) -> Method | None:
@@ -94,6 +107,9 @@ class Comparison:
         if not self.supported or self.selective:
             return None
         return self.method if self.improves else self.against
+
+    def _better(self, difference: float) -> bool:
+        return (difference > 0) == (better(self.question.metric) == "higher")
 
 
 def compare_methods(table: CaseTable, *, baseline: str | None, resamples: int, seed: int) -> list[Comparison]:
@@ -138,6 +154,7 @@ def _compare(
     means = patient_means(totals, counts)
     flips = sign_flip_p_values(np.where(counts > 0, totals, np.nan), resamples=resamples, seed=seed)
     ranks = signed_rank_p_values(means)
+    leanings = rank_biserial_correlations(means)
     effects = standardised_differences(means)
     counted = wins_ties_losses(_towards_better(means, table, pairs, chosen))
     intervals = mean_intervals(totals, counts, resamples=resamples, seed=seed)
@@ -173,6 +190,7 @@ def _compare(
                     sign_flip_p_holm=float(flips_holm[number]),
                     signed_rank_p=float(ranks[column]),
                     signed_rank_p_holm=float(ranks_holm[number]),
+                    rank_biserial=float(leanings[column]),
                     tests=tests,
                     runs=(len(table.runs[a]), len(table.runs[b])),
                 )

@@ -243,8 +243,8 @@ def _corrected(comparisons: Sequence[Comparison]) -> str:
     if questions <= 1:
         return methods
     return (
-        f"{methods}, not corrected for the table's {questions} questions (label, metric and lesion size), of which one in "
-        "twenty is claimed by chance where nothing differs"
+        f"{methods}, not corrected for the table's {questions} questions (label, metric and lesion size), of which one "
+        "in twenty is claimed by chance where nothing differs"
     )
 
 

@@ -75,13 +75,30 @@ def signed_rank_p_values(differences: Floats) -> Floats:
     Returns:
         (columns,); 1 where all patients tie, NaN where there is no patient.
     """
-    # Sizes that are equal on paper get equal ranks.
-    cleaned = np.round(_without_ties(differences), 9)
+    cleaned = _rounded(differences)
     p_values = np.where(np.isfinite(differences).any(axis=0), 1.0, np.nan)
     for column in np.flatnonzero(cleaned.any(axis=0)):
         sample = cleaned[cleaned[:, column] != 0, column]
         p_values[column] = stats.wilcoxon(sample, zero_method="wilcox", correction=False, method="auto").pvalue
     return p_values
+
+
+def rank_biserial_correlations(differences: Floats) -> Floats:
+    """Which way the ranks of Wilcoxon's test lean (Kerby, Comprehensive Psychology 3, 2014).
+
+    Of the ranks of the differences' sizes, the share that is positive less the share that is negative.
+
+    Args:
+        differences: (patients, columns); NaN where undefined.
+
+    Returns:
+        (columns,), between -1 and 1; 0 where all patients tie, NaN where there is no patient.
+    """
+    cleaned = _rounded(differences)
+    ranks = stats.rankdata(np.where(cleaned == 0, np.nan, np.abs(cleaned)), axis=0, nan_policy="omit")
+    ranks = np.where(cleaned == 0, 0, ranks)
+    leaning: Floats = (np.sign(cleaned) * ranks).sum(axis=0) / np.maximum(ranks.sum(axis=0), 1)
+    return np.where(np.isfinite(differences).any(axis=0), leaning, np.nan)
 
 
 def holm(p_values: Floats) -> Floats:
@@ -107,6 +124,12 @@ def wins_ties_losses(differences: Floats) -> tuple[NDArray[np.intp], NDArray[np.
     wins = (differences > TIE).sum(axis=0)
     losses = (differences < -TIE).sum(axis=0)
     return wins, np.isfinite(differences).sum(axis=0) - wins - losses, losses
+
+
+def _rounded(differences: Floats) -> Floats:
+    """Sizes that are equal on paper get equal ranks."""
+    rounded: Floats = np.round(_without_ties(differences), 9)
+    return rounded
 
 
 def _without_ties(differences: Floats) -> Floats:

@@ -15,6 +15,7 @@ from nnunet_godc.evaluation.metrics import (
 )
 
 NAN = float("nan")
+LOWER = {"difference": -2.5, "low": -4.0, "high": -1.0, "rank_biserial": -0.3, "tests": 1}
 
 
 @pytest.fixture
@@ -43,6 +44,7 @@ def raised():
         sign_flip_p_holm=0.012,
         signed_rank_p=0.003,
         signed_rank_p_holm=0.009,
+        rank_biserial=0.3,
         tests=3,
         runs=(1, 1),
     )
@@ -56,12 +58,12 @@ def test_a_supported_difference_is_claimed_with_its_interval(raised):
 
 
 def test_less_is_said_to_be_lower_and_whether_that_is_better(raised):
-    lower = replace(raised, question=Question("tumour", HD95), difference=-2.5, low=-4.0, high=-1.0, tests=1)
+    lower = replace(raised, question=Question("tumour", HD95), **LOWER)
     assert claim(lower) == (
         "GODC lowers HD95 of tumour by 2.5 mm against stock, an improvement (95 % CI 1.0 to 4.0; p = 0.012; "
         "118 patients)."
     )
-    worse = replace(raised, difference=-0.018, low=-0.032, high=-0.004)
+    worse = replace(raised, difference=-0.018, low=-0.032, high=-0.004, rank_biserial=-0.3)
     assert "lowers Dice of tumour by 1.8 points against stock, a deterioration (95 % CI 0.4 to 3.2;" in claim(worse)
 
 
@@ -72,14 +74,14 @@ def test_an_end_near_zero_is_not_written_as_zero(raised):
 
 
 def test_a_method_that_misses_the_label_does_not_improve_its_distances(raised):
-    lower = replace(raised, question=Question("tumour", HD95), difference=-2.5, low=-4.0, high=-1.0, tests=1)
+    lower = replace(raised, question=Question("tumour", HD95), **LOWER)
     missing = replace(lower, cases=78, patients=78, undefined_method={ABSENT_IN_PREDICTION: 40})
     assert claim(missing) == (
         "On the 78 cases that both define, GODC lowers HD95 of tumour by 2.5 mm against stock (95 % CI 1.0 to 4.0; "
         "p = 0.012; 78 patients). The difference is one on these alone and not an improvement: left out are 40 cases "
         "in which GODC alone predicts no tumour."
     )
-    worse = replace(missing, difference=2.5, low=1.0, high=4.0)
+    worse = replace(missing, difference=2.5, low=1.0, high=4.0, rank_biserial=0.3)
     assert "an improvement" not in claim(worse)
     assert "on these alone and not a deterioration: left out are 40 cases" in claim(worse)
 
@@ -158,7 +160,23 @@ def test_a_test_alone_is_not_enough_either(raised):
 def test_the_other_test_is_told_when_it_disagrees(raised):
     assert "Wilcoxon's test does not see it (p = 0.30)" in claim(replace(raised, signed_rank_p_holm=0.3))
     unclear = replace(raised, low=-0.01, sign_flip_p_holm=0.2)
-    assert "Wilcoxon's test does see a shift (p = 0.009)" in claim(unclear)
+    assert claim(unclear).endswith(
+        "Wilcoxon's test does see a shift (p = 0.009; the ranks of the differences favour GODC, which is better for 80 "
+        "patients, equal for 3, worse for 35), from which no difference of the means follows."
+    )
+
+
+def test_the_ranks_may_favour_the_method_with_fewer_wins_or_the_worse_mean(raised):
+    unclear = replace(raised, low=-0.01, sign_flip_p_holm=0.2, rank_biserial=-0.3)
+    favours_stock = "favour stock, which is better for 35 patients, equal for 3, worse for 80)"
+    assert favours_stock in claim(unclear)
+    lower_is_better = replace(unclear, question=Question("tumour", HD95))
+    assert "favour GODC, which is better for 80 patients, equal for 3, worse for 35)" in claim(lower_is_better)
+    against_the_mean = claim(replace(raised, rank_biserial=-0.3))
+    assert f"Wilcoxon's test sees the opposite (p = 0.009; the ranks of the differences {favours_stock}" in (
+        against_the_mean
+    )
+    assert "Wilcoxon" not in claim(raised)
 
 
 def test_without_an_interval_it_says_how_few_differ(raised):

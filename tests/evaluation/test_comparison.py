@@ -80,6 +80,8 @@ def test_where_less_is_better_the_smaller_wins():
     assert comparison.difference == pytest.approx(-1 / 3)
     assert (comparison.wins, comparison.losses) == (2, 1)
     assert comparison.improves
+    assert comparison.rank_biserial == pytest.approx((2.5 - 3.5) / 6)  # -1, -2 and +2 have the ranks 1, 2.5 and 2.5
+    assert comparison.ranks_improve
 
 
 def test_where_zero_is_best_the_distance_from_it_counts():
