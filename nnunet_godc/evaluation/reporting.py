@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence, Set
-from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +22,7 @@ from nnunet_godc.evaluation.metrics import ABSENT_IN_PREDICTION, DEFINED, LESION
 from nnunet_godc.evaluation.records import comparison_row, csv_text, json_text, statistics_row
 from nnunet_godc.evaluation.statistics import LEVEL, RESAMPLES
 from nnunet_godc.evaluation.summary import Summary, summarise
-from nnunet_godc.replacing import replacing
+from nnunet_godc.replacing import replacing_all
 from nnunet_godc.spelling import nearest_name
 
 FEWEST_RESAMPLES = 1000
@@ -96,7 +95,7 @@ def write_report(
 
     Raises:
         UserError: the measurements are not complete or contradict each other, or the baseline or a trainer of
-            `variants` is not among them.
+            `variants` is not among them; the files cannot be written.
     """
     check_resamples(resamples)
     names = variants or {}
@@ -131,11 +130,18 @@ def write_report(
         "report.md": _markdown_report(sections, settings),
         "table.tex": _LATEX_HEAD + "\n\n".join(latex_table(grid) for grid in _grids(sections)) + "\n",
     }
-    out.mkdir(parents=True, exist_ok=True)
-    with ExitStack() as all_or_none:
-        for name, content in contents.items():
-            all_or_none.enter_context(replacing(out / name)).write_text(content, encoding="utf-8", newline="\n")
-    return [out / name for name in contents]
+    paths = [out / name for name in contents]
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        with replacing_all(paths) as temporaries:
+            for temporary, content in zip(temporaries, contents.values(), strict=True):
+                temporary.write_text(content, encoding="utf-8", newline="\n")
+    except OSError as error:
+        where = f" ({error.filename})" if error.filename else ""
+        raise UserError(
+            f"cannot write the report to {out}: {error.strerror or error}{where}; mend that, or choose another folder"
+        ) from error
+    return paths
 
 
 def variant_of(trainer: str) -> str:

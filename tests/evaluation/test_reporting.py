@@ -1,3 +1,4 @@
+import errno
 import json
 from pathlib import Path
 
@@ -332,13 +333,30 @@ def test_a_failure_leaves_the_former_report_as_it_was(study, tmp_path, monkeypat
 
     def full_disk(path, *arguments, **options):
         if "table.tex" in path.name:
-            raise OSError("No space left on device")
+            raise OSError(errno.ENOSPC, "No space left on device", str(path))
         return write_text(path, *arguments, **options)
 
     monkeypatch.setattr(Path, "write_text", full_disk)
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(UserError, match=r"cannot write the report to .*: No space left on device \(.*table\.tex"):
         report(tmp_path, study, seed=1)
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_a_folder_in_the_place_of_a_file_leaves_the_other_files_as_they_were(study, tmp_path):
+    report(tmp_path, study)
+    (tmp_path / "report.md").unlink()
+    (tmp_path / "report.md").mkdir()
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()}
+    with pytest.raises(UserError, match=r"cannot write the report to .*report\.md"):
+        write_report(study, tmp_path, resamples=1000, seed=1)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()} == before
+    assert (tmp_path / "report.md").is_dir()
+
+
+def test_a_file_in_the_place_of_the_folder_is_told(study, tmp_path):
+    (tmp_path / "out").write_text("mine")
+    with pytest.raises(UserError, match=r"cannot write the report to .*out: File exists"):
+        write_report(study, tmp_path / "out", resamples=1000)
 
 
 @pytest.mark.parametrize(
