@@ -187,7 +187,7 @@ class _Call:
 
     def new_nodes(self) -> tuple[Array, Array]:
         """Room for the nodes of a chunk, as rows of the table and their shares."""
-        voxels = min(self._chunk, self.geometry.voxels_out)
+        voxels = min(self._chunk, -(-self.geometry.voxels_out // TILE) * TILE)
         shape = voxels * self.geometry.offset_groups * self.geometry.taps * self._points
         return torch.empty(shape, dtype=torch.int32).numpy(), torch.empty(shape).numpy()
 

@@ -15,8 +15,8 @@ Throughout, for one sample of the batch and its output voxels ``first`` to ``las
 - ``taps`` (taps, 3): each tap's place relative to its voxel, padding taken off. ``size``, ``output_size``: (z, y, x).
 - ``spans`` (groups of the convolution, 4): first channel of C and their number, first output and their number.
 - "columns" (taps * voxels * C,) for one tile after the other: the samples, or their gradient.
-- "nodes" (voxels * offset groups * taps * 4 or 8,): the grid points around the sampling positions, as rows of the table
-  and with their shares in the sample, for one tile after the other.
+- "nodes" (offset groups * taps * 4 or 8 * TILE,) for one tile after the other: the grid points around the sampling
+  positions, as rows of the table and with their shares in the sample.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ import numba
 import numpy as np
 
 from nnunet_godc.compiled_loops import LANES, TILE
-from nnunet_godc.ops._numba_vectors import FAST, add, load, multiply, multiply_block, scale, store, total, zeros
+from nnunet_godc.ops._numba_vectors import FAST, add, load, multiply, multiply_block, scale, store, totals, zeros
 
 DEPTH = 64  # of the inner dimension of a product at a time: what is read of B then stays in the first cache
 
@@ -38,8 +38,7 @@ _6x1, _4x1, _2x1, _1x1 = (multiply_block(rows, 1) for rows in (6, 4, 2, 1))
 # What is known along an axis, as rows of an array of floats and of integers.
 _SHARES = 4  # of the grid points below and above a position in the sample, and their derivatives by the position
 _MODULATION = 3 * _SHARES
-_DOTS = _MODULATION + 1  # <gradient, table> at every grid point
-_FLOATS = _DOTS + 8
+_FLOATS = _MODULATION + 1
 _PLACES = 6  # of the grid points below and above, per axis
 _INTEGERS = _PLACES + 3  # and the voxel's own place
 
@@ -101,7 +100,7 @@ def _on_grid(axis, tap, extent, count, floats, integers):  # type: ignore[no-unt
 
 
 @_inlined
-def _between(axis, tap, extent, offset, row, start, count, floats, integers):  # type: ignore[no-untyped-def]
+def _between(axis, tap, extent, displacement, floats, integers):  # type: ignore[no-untyped-def]
     """Along a displaced axis: the grid points below and above, their shares, and the derivatives of these.
 
     A position more than a voxel outside reads 0, so clamping there changes nothing and keeps the index defined. A NaN
@@ -111,8 +110,8 @@ def _between(axis, tap, extent, offset, row, start, count, floats, integers):  #
     end = np.int32(extent)
     one, zero = np.float32(1), np.float32(0)
     place, share = 2 * axis * TILE, _SHARES * axis * TILE
-    for v in range(count):
-        position = np.float32(integers[(_PLACES + axis) * TILE + v] + tap) + offset[row, start + v]
+    for v in range(displacement.shape[0]):
+        position = np.float32(integers[(_PLACES + axis) * TILE + v] + tap) + displacement[v]
         position = low if position < low else position
         position = high if position > high else position
         floor = np.floor(position)
@@ -131,15 +130,16 @@ def _between(axis, tap, extent, offset, row, start, count, floats, integers):  #
 @_inlined
 def _surround(axes, taps, tap, entry, size, offset, mask, start, count, floats, integers):  # type: ignore[no-untyped-def]
     """What is known along each axis around the sampling positions of a tap."""
+    # Slices, as numba tests whether the index ``start + v`` is negative, and then LLVM makes no vectors of the loop.
+    stop = start + count
     if axes == 3:
-        _between(0, taps[tap, 0], size[0], offset, 3 * entry, start, count, floats, integers)
+        _between(0, taps[tap, 0], size[0], offset[3 * entry, start:stop], floats, integers)
     else:
         _on_grid(0, taps[tap, 0], size[0], count, floats, integers)
-    _between(1, taps[tap, 1], size[1], offset, (entry + 1) * axes - 2, start, count, floats, integers)
-    _between(2, taps[tap, 2], size[2], offset, (entry + 1) * axes - 1, start, count, floats, integers)
+    _between(1, taps[tap, 1], size[1], offset[(entry + 1) * axes - 2, start:stop], floats, integers)
+    _between(2, taps[tap, 2], size[2], offset[(entry + 1) * axes - 1, start:stop], floats, integers)
     if mask.shape[0]:
-        for v in range(count):
-            floats[_MODULATION * TILE + v] = mask[entry, start + v]
+        floats[_MODULATION * TILE : _MODULATION * TILE + count] = mask[entry, start:stop]
 
 
 @_inlined
@@ -250,7 +250,7 @@ def differentiate(  # type: ignore[no-untyped-def]
     entries = offset_groups * count
     outputs = grad_output.shape[0]
     integers, floats = np.empty(_INTEGERS * TILE, np.int32), np.ones(_FLOATS * TILE, np.float32)
-    nodes, shares = np.empty(points * TILE, np.int32), np.empty(points * TILE, np.float32)
+    dots = np.empty(TILE * LANES, np.float32)
     columns, grads = np.empty(TILE * count * row, np.float32), np.empty(TILE * outputs, np.float32)
     for start in range(first, last, TILE):
         voxels = min(TILE, last - start)
@@ -274,12 +274,10 @@ def differentiate(  # type: ignore[no-untyped-def]
         for entry in range(entries):
             group, tap = entry // count, entry % count
             _surround(axes, taps, tap, entry, size, offset, mask, start, voxels, floats, integers)
+            node = ((start - origin) * entries + entry * TILE) * points
+            nodes, shares = rows[node : node + points * TILE], weights[node : node + points * TILE]
             _list_nodes(points, size, voxels, floats, integers, nodes, shares)
             for v in range(voxels):
-                node = ((start - origin) * entries + entry * voxels + v) * points
-                for corner in range(points):
-                    rows[node + corner] = nodes[corner * TILE + v]
-                    weights[node + corner] = shares[corner * TILE + v]
                 sample, begin = (tap * voxels + v) * row + group * channels, group * channels
                 a, b = np.int64(nodes[v]) * row + begin, np.int64(nodes[TILE + v]) * row + begin
                 c, d = np.int64(nodes[2 * TILE + v]) * row + begin, np.int64(nodes[3 * TILE + v]) * row + begin
@@ -302,12 +300,8 @@ def differentiate(  # type: ignore[no-untyped-def]
                         dot_g = add(dot_g, multiply(grad, load(table, g + i)))
                         dot_h = add(dot_h, multiply(grad, load(table, h + i)))
                     store(columns, sample + i, value)
-                dot = _DOTS * TILE + v
-                floats[dot], floats[dot + TILE] = total(dot_a), total(dot_b)
-                floats[dot + 2 * TILE], floats[dot + 3 * TILE] = total(dot_c), total(dot_d)
-                floats[dot + 4 * TILE], floats[dot + 5 * TILE] = total(dot_e), total(dot_f)
-                floats[dot + 6 * TILE], floats[dot + 7 * TILE] = total(dot_g), total(dot_h)
-            _add_up(axes, entry, start, voxels, floats, grad_offset, grad_mask)
+                store(dots, v * LANES, totals(dot_a, dot_b, dot_c, dot_d, dot_e, dot_f, dot_g, dot_h))
+            _add_up(axes, entry, start, voxels, floats, dots, grad_offset, grad_mask)
 
         at = 0
         for span in range(spans.shape[0]):
@@ -322,28 +316,29 @@ def differentiate(  # type: ignore[no-untyped-def]
 
 
 @_inlined
-def _add_up(axes, entry, start, count, floats, grad_offset, grad_mask):  # type: ignore[no-untyped-def]
-    """The gradients by offset and mask from <gradient, table> at every grid point."""
+def _add_up(axes, entry, start, count, floats, dots, grad_offset, grad_mask):  # type: ignore[no-untyped-def]
+    """The gradients by offset and mask from `dots`, <gradient, table> at every voxel's grid points."""
+    stop = start + count
+    by_z = grad_offset[entry * axes, start:stop]  # the same as by_y where z is not displaced
+    by_y, by_x = grad_offset[(entry + 1) * axes - 2, start:stop], grad_offset[(entry + 1) * axes - 1, start:stop]
     for v in range(count):
-        z, y, x, dot = v, _SHARES * TILE + v, 2 * _SHARES * TILE + v, _DOTS * TILE + v
+        z, y, x, dot = v, _SHARES * TILE + v, 2 * _SHARES * TILE + v, v * LANES
         modulation = floats[_MODULATION * TILE + v]
         x0, x1, dx0, dx1 = floats[x], floats[x + TILE], floats[x + 2 * TILE], floats[x + 3 * TILE]
         y0, y1, dy0, dy1 = floats[y], floats[y + TILE], floats[y + 2 * TILE], floats[y + 3 * TILE]
         z0 = floats[z]
-        d00, d01, d10, d11 = floats[dot], floats[dot + TILE], floats[dot + 2 * TILE], floats[dot + 3 * TILE]
+        d00, d01, d10, d11 = dots[dot], dots[dot + 1], dots[dot + 2], dots[dot + 3]
         p00, p01, p10, p11 = z0 * d00, z0 * d01, z0 * d10, z0 * d11
         if axes == 3:
-            dot += 4 * TILE
-            e00, e01, e10, e11 = floats[dot], floats[dot + TILE], floats[dot + 2 * TILE], floats[dot + 3 * TILE]
+            e00, e01, e10, e11 = dots[dot + 4], dots[dot + 5], dots[dot + 6], dots[dot + 7]
             z1, dz0, dz1 = floats[z + TILE], floats[z + 2 * TILE], floats[z + 3 * TILE]
             below = y0 * (x0 * d00 + x1 * d01) + y1 * (x0 * d10 + x1 * d11)
             above = y0 * (x0 * e00 + x1 * e01) + y1 * (x0 * e10 + x1 * e11)
-            grad_offset[3 * entry, start + v] = modulation * (dz0 * below + dz1 * above)
+            by_z[v] = modulation * (dz0 * below + dz1 * above)
             p00, p01, p10, p11 = p00 + z1 * e00, p01 + z1 * e01, p10 + z1 * e10, p11 + z1 * e11
         low, high = x0 * p00 + x1 * p01, x0 * p10 + x1 * p11
-        grad_offset[(entry + 1) * axes - 2, start + v] = modulation * (dy0 * low + dy1 * high)
-        by_x = y0 * (dx0 * p00 + dx1 * p01) + y1 * (dx0 * p10 + dx1 * p11)
-        grad_offset[(entry + 1) * axes - 1, start + v] = modulation * by_x
+        by_y[v] = modulation * (dy0 * low + dy1 * high)
+        by_x[v] = modulation * (y0 * (dx0 * p00 + dx1 * p01) + y1 * (dx0 * p10 + dx1 * p11))
         if grad_mask.shape[0]:
             grad_mask[entry, start + v] = y0 * low + y1 * high
 
@@ -362,10 +357,10 @@ def scatter(rows, weights, grad_columns, grad_table, points, offset_groups, coun
         for group in range(begin // per_group, (end - 1) // per_group + 1):
             low, high = max(begin, group * per_group), min(end, (group + 1) * per_group)
             for tap in range(count):
-                node = (start * entries + (group * count + tap) * tile) * points
+                node = (start * entries + (group * count + tap) * TILE) * points
                 for v in range(tile):
                     source = (start * count + tap * tile + v) * channels
-                    for corner in range(node + v * points, node + (v + 1) * points):
+                    for corner in range(node + v, node + v + points * TILE, TILE):
                         weight = weights[corner]
                         # Shares of 0 are left out: next to the border two grid points may be one and the same.
                         if weight != 0:

@@ -110,15 +110,22 @@ def scale(typing_context: Any, number: Any, value: Any) -> Any:
 
 
 @_intrinsic
-def total(typing_context: Any, value: Any) -> Any:
-    """The sum of a vector's numbers."""
+def totals(typing_context: Any, a: Any, b: Any, c: Any, d: Any, e: Any, f: Any, g: Any, h: Any) -> Any:
+    """The sums of the numbers of eight vectors, as one vector: halves are added, of two vectors at a time."""
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        kind = ir.FunctionType(ir.FloatType(), [ir.FloatType(), _LLVM])
-        function = cgutils.get_or_insert_function(builder.module, kind, f"llvm.vector.reduce.fadd.v{LANES}f32")
-        return builder.call(function, [ir.Constant(ir.FloatType(), 0.0), *arguments], fastmath=FAST)
+        width = 1
+        while len(arguments) > 1:
+            low = [lane - lane % (2 * width) + lane % width + lane // width % 2 * LANES for lane in range(LANES)]
+            halves = [ir.Constant(ir.VectorType(ir.IntType(32), LANES), [i + by for i in low]) for by in (0, width)]
+            arguments = [
+                builder.fadd(*(builder.shuffle_vector(left, right, half) for half in halves), flags=FAST)
+                for left, right in zip(arguments[::2], arguments[1::2], strict=True)
+            ]
+            width *= 2
+        return arguments[0]
 
-    return types.float32(vector), generate
+    return vector(*[vector] * LANES), generate
 
 
 def multiply_block(rows: int, vectors: int) -> Callable[..., Any]:
