@@ -92,12 +92,19 @@ def subject_of(question: Question) -> str:
 
 
 def p_value(p: float) -> str:
-    """``p = 0.031``, or ``p < 0.001``."""
-    return "p < 0.001" if p < 0.001 else f"p = {p:.2g}" if p < 0.0995 else f"p = {p:.2f}"
+    """``p = 0.031``, or ``p < 0.001``; never rounded to the limit that decides."""
+    if p < 0.001:
+        return "p < 0.001"
+    if p < 0.01:
+        return f"p = {p:.2g}"
+    decimals = 3 if p < 0.0995 else 2
+    while round(p, decimals) == LIMIT != p and decimals < 9:
+        decimals += 1
+    return f"p = {p:.{decimals}f}"
 
 
 def _difference(comparison: Comparison, subject: str) -> str:
-    units = shown(comparison.question.metric).finer(comparison.low, comparison.high)
+    units = shown(comparison.question.metric).of_difference(comparison.difference, comparison.low, comparison.high)
     verb, sign = ("raises", 1) if comparison.difference > 0 else ("lowers", -1)
     low, high = sorted((sign * comparison.low, sign * comparison.high))
     where = (
@@ -122,7 +129,7 @@ def _difference(comparison: Comparison, subject: str) -> str:
 
 
 def _no_difference(comparison: Comparison, subject: str, pair: str) -> str:
-    units = shown(comparison.question.metric).finer(comparison.low, comparison.high)
+    units = shown(comparison.question.metric).of_difference(comparison.difference, comparison.low, comparison.high)
     low = units.number(comparison.low)
     beginning = f"No difference in {subject} between {pair} can be claimed"
     basis = f"{_corrected(comparison)}; {comparison.patients} patients"

@@ -75,7 +75,7 @@ def comparison_grid(title: str, comparisons: Sequence[Comparison], *, among: Seq
     ]
     rows = []
     for entry in comparisons:
-        units = shown(entry.question.metric).finer(entry.low, entry.high)
+        units = shown(entry.question.metric).of_difference(entry.difference, entry.low, entry.high)
         effect = "" if math.isnan(entry.effect_low) else f"[{entry.effect_low:.2f}, {entry.effect_high:.2f}]"
         rows.append(
             [
@@ -160,7 +160,8 @@ def _seed_grid(title: str, questions: Sequence[Question], entries: Entries) -> G
     for method in methods:
         row = [Cell(method.variant, context[method]), Cell(str(_seeds(method, entries)))]
         for question in questions:
-            units, runs = shown(question.metric), entries[method, question].runs
+            runs = entries[method, question].runs
+            units = shown(question.metric).telling(*runs)
             row.append(Cell(f"{_number(units, min(runs))} to {_number(units, max(runs))}"))
         rows.append(row)
     headings = _headings(questions, [()] * len(questions))
@@ -195,7 +196,7 @@ def _range(numbers: Iterable[int]) -> str:
 
 
 def _result(entry: Summary, *, bold: bool) -> Cell:
-    units = shown(entry.question.metric)
+    units = shown(entry.question.metric).of_mean(entry.mean, entry.low, entry.high)
     return Cell(_number(units, entry.mean), _interval(units, entry.low, entry.high), bold)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass, replace
 
@@ -16,6 +17,7 @@ from nnunet_godc.evaluation.metrics import (
 )
 
 _SHARES = (DICE, IOU, PRECISION, RECALL, RELATIVE_VOLUME_ERROR, "NSD", "Lesion")
+NEGLIGIBLE = 1e-9  # as shown: what is below is rounding
 _NAMED_UNIT = re.compile(r"^(.*) \((mm|ml)\)$")
 
 
@@ -48,11 +50,21 @@ class Shown:
         """A number without its unit; never minus zero."""
         return f"{round(value * self.factor, self.decimals) + 0.0:.{self.decimals}f}"
 
-    def finer(self, low: float, high: float) -> Shown:
-        """With one decimal more for an interval that is narrow, or has an end that would be written as zero."""
+    def telling(self, *values: float) -> Shown:
+        """With as many decimals as it takes to write none of these as zero that is not."""
+        sizes = [abs(value) * self.factor for value in values if math.isfinite(value)]
+        needed = [-math.floor(math.log10(size)) for size in sizes if NEGLIGIBLE < size <= 0.5 * 10.0**-self.decimals]
+        return replace(self, decimals=max(needed)) if needed else self
+
+    def of_difference(self, difference: float, low: float, high: float) -> Shown:
+        """So that neither a difference, nor an end or the width of its interval, is written as zero."""
         narrow = (high - low) * self.factor < 20 * 10.0**-self.decimals
-        touching = min(abs(low), abs(high)) * self.factor < 0.5 * 10.0**-self.decimals
-        return replace(self, decimals=self.decimals + 1) if narrow or touching else self
+        finer = replace(self, decimals=self.decimals + 1) if narrow else self
+        return finer.telling(difference, low, high, high - low)
+
+    def of_mean(self, mean: float, low: float, high: float) -> Shown:
+        """So that a mean is not written as zero; where its interval holds zero, that is not all zeros."""
+        return self.telling(high - low if low < 0 < high else mean)
 
     def difference(self, value: float) -> str:
         return f"{self.number(value)} {self.difference_unit}".rstrip()

@@ -12,6 +12,7 @@ from nnunet_godc.evaluation.metrics import (
     HD95,
     LESION_DICE,
     RELATIVE_VOLUME_ERROR,
+    VOLUME_ERROR,
 )
 
 NAN = float("nan")
@@ -136,6 +137,16 @@ def test_questions_are_counted_since_nothing_is_corrected_for_them(raised):
     assert multiplicity([untested]) == multiplicity([]) == ""
 
 
+def test_a_claimed_difference_is_not_written_as_zero(raised):
+    volume = replace(raised, question=Question("tumour", VOLUME_ERROR), tests=1)
+    tiny = claim(replace(volume, difference=0.00081, low=0.00061, high=0.0012))
+    assert "by 0.0008 ml against stock, a deterioration (95 % CI 0.0006 to 0.0012;" in tiny
+    alike = claim(replace(volume, difference=2.00005, low=2.00001, high=2.00009))
+    assert "by 2.00005 ml against stock, a deterioration (95 % CI 2.00001 to 2.00009;" in alike
+    unclear = claim(replace(volume, difference=0.002, low=-0.04, high=0.04, sign_flip_p_holm=0.8))
+    assert "anything from -0.040 to 0.040 ml is compatible with the data (observed 0.002;" in unclear
+
+
 def test_without_support_it_says_what_stays_possible(raised):
     unclear = replace(raised, low=-0.012, high=0.048, sign_flip_p_holm=0.31, signed_rank_p_holm=0.2)
     assert claim(unclear) == (
@@ -148,7 +159,7 @@ def test_an_interval_without_zero_is_not_enough_among_many_tests(raised):
     many = replace(raised, sign_flip_p_holm=0.08, signed_rank_p_holm=0.2)
     assert claim(many) == (
         "No difference in Dice of tumour between GODC and stock can be claimed: the interval from 0.4 to 3.2 points "
-        "excludes zero, but the test does not reject (p = 0.08 after Holm's correction for 3 comparisons; 118 "
+        "excludes zero, but the test does not reject (p = 0.080 after Holm's correction for 3 comparisons; 118 "
         "patients)."
     )
 
@@ -223,7 +234,21 @@ def test_few_patients_are_a_reason_for_caution(raised):
 
 @pytest.mark.parametrize(
     ("p", "text"),
-    [(0.0001, "p < 0.001"), (0.001, "p = 0.001"), (0.0123, "p = 0.012"), (0.0999, "p = 0.10"), (1.0, "p = 1.00")],
+    [
+        (0.0001, "p < 0.001"),
+        (0.001, "p = 0.001"),
+        (0.0123, "p = 0.012"),
+        (0.08, "p = 0.080"),
+        (0.0999, "p = 0.10"),
+        (1.0, "p = 1.00"),
+    ],
 )
 def test_p_values_are_written_with_two_figures(p, text):
+    assert p_value(p) == text
+
+
+@pytest.mark.parametrize(
+    ("p", "text"), [(0.0503, "p = 0.0503"), (0.0497, "p = 0.0497"), (0.05, "p = 0.050"), (0.0512, "p = 0.051")]
+)
+def test_p_values_tell_on_which_side_of_the_limit_they_are(p, text):
     assert p_value(p) == text

@@ -286,6 +286,13 @@ def test_distances_are_shown_in_their_unit(tmp_path):
     assert "A mean distance is made by its largest ones" in text
 
 
+def test_small_means_are_not_written_as_zero(random, tmp_path):
+    near = random.uniform(0.003, 0.005, 40)
+    text = report(tmp_path, measured({"A": near, "B_seed1": near * 0.7, "B_seed2": near * 0.8}, metric=HD95))
+    assert f"| B | **{0.75 * near.mean():.3f}** [0.00" in text
+    assert f"| B | 2 | {0.7 * near.mean():.3f} to {0.8 * near.mean():.3f} |" in text
+
+
 def test_few_patients_are_a_reason_for_caution(random, tmp_path):
     assert "Fewer than 50 patients" in report(tmp_path, measured({"A": random.random(49)}))
     text = report(tmp_path, measured({"A": random.random(50)}))
