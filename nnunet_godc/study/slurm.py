@@ -283,23 +283,26 @@ def _release(slurm_ids: Collection[str]) -> None:
 
 def _ask_slurm(slurm_ids: Iterable[str]) -> dict[str, tuple[str, str]]:
     """Slurm's name of each job's state, and the reason that it gives for it."""
-    found = dict.fromkeys(slurm_ids, (FORGOTTEN, ""))
-    queue = _slurm("squeue", "--me", "--array", "--states=all", "--noheader", "--format=%i|%T|%r")
-    for line in queue.splitlines():
-        slurm_id, word, reason = line.strip().split("|", 2)
-        if slurm_id in found:
-            found[slurm_id] = (word, reason)
-    forgotten = [slurm_id for slurm_id, (word, _) in found.items() if word == FORGOTTEN]
-    if forgotten:
-        # The queue forgets a job minutes after its end; not every cluster keeps accounts.
+    asked = list(slurm_ids)
+    known = _queue("--me")
+    # A colleague may look at the study. Slurm refuses the number of a job that it has forgotten.
+    if unknown := ",".join(slurm_id for slurm_id in asked if slurm_id not in known):
         with contextlib.suppress(UserError):
-            asked = f"--jobs={','.join(forgotten)}"
-            accounts = _slurm("sacct", "--allocations", "--noheader", "--parsable2", "--format=JobID,State", asked)
-            for line in accounts.splitlines():
+            known |= _queue(f"--jobs={unknown}")
+    # The queue forgets a job minutes after its end; not every cluster keeps accounts.
+    if unknown := ",".join(slurm_id for slurm_id in asked if slurm_id not in known):
+        what = ("--allusers", "--allocations", "--noheader", "--parsable2", "--format=JobID,State")
+        with contextlib.suppress(UserError):
+            for line in _slurm("sacct", *what, f"--jobs={unknown}").splitlines():
                 slurm_id, _, word = line.partition("|")
-                if slurm_id in found:
-                    found[slurm_id] = (word.split()[0], "")  # "CANCELLED by 1000"
-    return found
+                known[slurm_id] = (word.split()[0], "")  # "CANCELLED by 1000"
+    return {slurm_id: known.get(slurm_id, (FORGOTTEN, "")) for slurm_id in asked}
+
+
+def _queue(whose: str) -> dict[str, tuple[str, str]]:
+    """As `_ask_slurm`, of all jobs that an option of squeue names, by their ids."""
+    lines = _slurm("squeue", whose, "--array", "--states=all", "--noheader", "--format=%i|%T|%r").splitlines()
+    return {slurm_id: (word, reason) for slurm_id, word, reason in (line.strip().split("|", 2) for line in lines)}
 
 
 def _largest_array() -> int:

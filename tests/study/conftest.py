@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
+import subprocess
+import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -31,6 +35,8 @@ def nnunet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         monkeypatch.setenv(f"nnUNet_{name}", str(folder))
     dataset = tmp_path / "raw" / DATASET
     dataset.mkdir()
+    for name in ("imagesTs", "labelsTs"):
+        (dataset / name).mkdir()
     (dataset / "dataset.json").write_text(json.dumps({"numTraining": 5, "file_ending": ".nii.gz"}))
     return tmp_path
 
@@ -75,3 +81,38 @@ def wait_until() -> Callable[[Callable[[], object]], None]:
             time.sleep(0.02)
 
     return wait
+
+
+@pytest.fixture
+def pretend(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str, str], None]:
+    """Puts a command on the search path that prints a text, for what a small cluster does not do."""
+    commands = tmp_path / "commands"
+    commands.mkdir()
+    monkeypatch.setenv("PATH", f"{commands}:{os.environ['PATH']}")
+
+    def pretend(command: str, script: str) -> None:
+        (commands / command).write_text(f"#!/bin/sh\n{script}\n")
+        (commands / command).chmod(0o755)
+
+    return pretend
+
+
+@pytest.fixture
+def read_only() -> Iterator[Callable[..., subprocess.CompletedProcess[str]]]:
+    """Runs Python with the given arguments where nothing in a folder may be written, as a colleague would."""
+    closed: dict[Path, int] = {}
+    # root may write everywhere by its capabilities, not by its name
+    as_others = ["setpriv", "--bounding-set=-all", "--inh-caps=-all"] if os.geteuid() == 0 else []
+    if as_others and not shutil.which("setpriv"):
+        pytest.skip("root may write everywhere, and there is no setpriv to prevent that")
+
+    def run(folder: Path, *arguments: str, timeout: float = 60) -> subprocess.CompletedProcess[str]:
+        for path in (folder, *folder.rglob("*")):
+            closed.setdefault(path, path.stat().st_mode)
+            path.chmod(path.stat().st_mode & ~0o222)
+        command = [*as_others, sys.executable, *arguments]
+        return subprocess.run(command, capture_output=True, text=True, timeout=timeout)
+
+    yield run
+    for path, mode in closed.items():
+        path.chmod(mode)

@@ -22,6 +22,8 @@ options = dict(pairwise(arguments))
 if name == "nnUNetv2_plan_and_preprocess":
     preprocessed.mkdir(exist_ok=True)
     (preprocessed / "nnUNetPlans.json").write_text("{}")
+elif name == "python" and arguments[1].endswith("plan_variation"):
+    (preprocessed / f"{arguments[3]}.json").write_text("{}")
 elif name == "python":
     (preprocessed / "gt_segmentations").mkdir(exist_ok=True)
 elif name == "nnUNetv2_train":

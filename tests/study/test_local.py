@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from nnunet_godc.errors import UserError
-from nnunet_godc.study.folder import is_done, job_folder, read_state, update_state, write_jobs
+from nnunet_godc.study.folder import is_done, job_folder, read_job, read_state, update_state, write_jobs
 from nnunet_godc.study.jobs import Job, Resources, Resume
 from nnunet_godc.study.local import LocalExecutor, last_lines, visible_gpus
 
@@ -105,6 +105,18 @@ def test_a_failed_job_is_told_and_stops_only_what_needs_it(study: Study, capfd: 
     assert "ended with exit status 3" in shown
     assert "    | what went wrong" in shown
     assert read_state(study.folder, "needs that").note == "needs bad, which has failed"
+
+
+def test_what_needs_a_failed_job_only_through_one_that_is_done_runs(study: Study) -> None:
+    study.add("preprocess")
+    study.add("train", after=("preprocess",))
+    study.run()
+    study.jobs.clear()
+    study.add("preprocess", "sys.exit(1)", expected=(str(study.folder / "data"),))
+    study.jobs.append(read_job(study.folder, "train"))
+    study.add("evaluate", after=("train",))
+    study.run()
+    assert study.statuses == {"preprocess": "failed", "train": "done", "evaluate": "done"}
 
 
 def test_a_failed_job_runs_again_with_what_needs_it(study: Study) -> None:
@@ -200,6 +212,77 @@ class TestRoom:
     def test_the_variable_of_cuda_counts(self, monkeypatch: pytest.MonkeyPatch, variable: str, gpus: list[str]) -> None:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", variable)
         assert visible_gpus() == gpus
+
+
+class TestOutlivedQueue:
+    """A queue that is killed leaves its jobs running; the next one leaves them what they have."""
+
+    @pytest.fixture
+    def outlived(self, study: Study, wait_until: WaitUntil, monkeypatch: pytest.MonkeyPatch) -> Study:
+        """A study whose first job runs on the second of two GPUs until there is a `gate`, without its queue."""
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,7")
+        shows = f"gpu = os.environ['CUDA_VISIBLE_DEVICES']; open({str(study.diary)!r}, 'a').write(f'on {{gpu}}\\n')\n"
+        gate = str(study.folder / "gate")
+        waits = f"while not os.path.exists({gate!r}): time.sleep(0.02)\n"
+        study.add("first", resources=Resources(gpus=1))
+        study.add("second", shows + waits, resources=Resources(gpus=1))
+        study.add("third", after=("first",), resources=Resources(gpus=1))
+        with study.start() as runner:
+            wait_until(lambda: "on 7" in study.ran and "third" in study.ran and study.statuses["third"] == "done")
+            runner.kill()
+        return study
+
+    def test_its_gpu_stays_its_own(self, outlived: Study, wait_until: WaitUntil) -> None:
+        gate = outlived.folder / "gate"
+        shows = f"open({str(outlived.folder)!r} + '/gpu', 'a').write(os.environ['CUDA_VISIBLE_DEVICES'])\n"
+        outlived.add("new", shows, resources=Resources(gpus=1))
+        outlived.add("newer", shows, resources=Resources(gpus=1))
+        outlived.add("two", shows, resources=Resources(gpus=2))
+        with outlived.start() as runner:
+            wait_until(lambda: outlived.statuses["newer"] == "done")
+            assert outlived.statuses == {
+                **{"first": "done", "second": "running", "third": "done"},
+                **{"new": "done", "newer": "done", "two": "pending"},
+            }
+            assert (outlived.folder / "gpu").read_text() == "44"
+            gate.touch()
+            assert runner.wait() == 0
+        assert sorted((outlived.folder / "gpu").read_text().removeprefix("44").split(",")) == ["4", "7"]
+        assert outlived.ran.count("second") == 1
+
+    def test_its_failure_is_told_and_it_is_not_tried_again_at_once(self, outlived: Study) -> None:
+        outlived.add("needs it", after=("second",))
+        with outlived.start() as runner:
+            assert runner.stdout is not None
+            assert runner.stdout.readline() == "goes on   second on GPU 7, which an earlier run began\n"
+            group = read_state(outlived.folder, "second").group
+            assert group is not None
+            os.killpg(group, signal.SIGKILL)
+            shown, _ = runner.communicate()
+        assert "FAILED    second" in shown
+        assert outlived.statuses["needs it"] == "not run"
+        assert outlived.ran.count("second") == 1
+
+    def test_one_whose_end_nobody_told_runs_again(self, outlived: Study, wait_until: WaitUntil) -> None:
+        outlived.add("new", resources=Resources(gpus=1))
+        with outlived.start() as runner:
+            wait_until(lambda: outlived.statuses["new"] == "done")
+            state = read_state(outlived.folder, "second")
+            assert state.pid is not None
+            assert state.group is not None
+            os.kill(state.pid, signal.SIGKILL)
+            (outlived.folder / "gate").touch()
+            assert runner.wait() == 0
+        assert outlived.ran.count("second") == 2
+        assert outlived.statuses["second"] == "done"
+
+    def test_ctrl_c_ends_it_too(self, outlived: Study, wait_until: WaitUntil) -> None:
+        outlived.add("new", resources=Resources(gpus=1))
+        with outlived.start() as runner:
+            wait_until(lambda: outlived.statuses["new"] == "done")
+            runner.send_signal(signal.SIGINT)
+            assert runner.wait() != 0
+        wait_until(lambda: outlived.statuses["second"] == "interrupted")
 
 
 class TestInterruption:

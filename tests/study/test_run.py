@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,12 +16,14 @@ import pytest
 from nnunet_godc.errors import UserError
 from nnunet_godc.study import planning
 from nnunet_godc.study.definition import Study
-from nnunet_godc.study.folder import read_state
+from nnunet_godc.study.folder import job_folder, read_state, update_state
+from nnunet_godc.study.job_lock import is_held, job_lock
 from nnunet_godc.study.jobs import Job
 from nnunet_godc.study.run import cancel_study, read_study_folder, run_study, study_lock
 from nnunet_godc.study.study_file import read_study
 
 WaitUntil = Callable[[Callable[[], object]], None]
+Pretend = Callable[[str, str], None]
 
 SMALL = """\
 datasets: [901]
@@ -28,6 +31,10 @@ trainers: [nnUNetTrainer]
 folds: [0, 1]
 resources: {device: cpu, cpus: 2}
 """
+ON_SLURM = SMALL.replace("device: cpu", "device: cpu, executor: slurm")
+PREDICTED = SMALL + "predict: {images: imagesTs, references: labelsTs}\n"
+VARIATION = SMALL + "plans: [{name: Small, from: nnUNetPlans, patch_size: [23, 40, 24], features: 8, stages: 3}]\n"
+EVALUATION = "evaluate.Dataset901_Tiny"
 TRAINING = "train.Dataset901_Tiny.nnUNetTrainer.nnUNetPlans.3d_fullres.fold"
 STAND_IN = Path(__file__).with_name("stand_in.py")
 
@@ -56,6 +63,10 @@ class Workspace:
     def run(self, text: str = SMALL) -> bool:
         (self.root / "study.yaml").write_text(text)
         return run_study(read_study(self.root / "study.yaml"), self.out)
+
+    def files(self) -> dict[Path, str]:
+        """All that the folder says of the study and its jobs."""
+        return {path: path.read_text() for path in self.out.rglob("*.json") if path.name != "runner.json"}
 
     def start(self, text: str = SMALL) -> subprocess.Popen[str]:
         (self.root / "study.yaml").write_text(text)
@@ -131,6 +142,39 @@ def test_what_was_deleted_is_made_again(workspace: Workspace) -> None:
     assert workspace.trained == ["0 nnUNetTrainer", "1 nnUNetTrainer", "1 nnUNetTrainer"]
 
 
+def test_what_was_made_from_an_older_model_is_made_again(workspace: Workspace) -> None:
+    workspace.run(PREDICTED)
+    made = workspace.called
+    shutil.rmtree(workspace.root / "results/Dataset901_Tiny/nnUNetTrainer__nnUNetPlans__3d_fullres/fold_1")
+    assert workspace.run(PREDICTED)
+    again = ["nnUNetv2_train 1 nnUNetTrainer", "nnUNetv2_predict", "nnunet-godc", "nnunet-godc"]
+    assert sorted(workspace.called[len(made) :]) == sorted(again)
+    assert workspace.run(PREDICTED)
+    assert len(workspace.called) == len(made) + len(again)
+
+
+def test_what_an_interrupted_run_did_not_make_again_the_next_one_does(workspace: Workspace) -> None:
+    workspace.run(PREDICTED)
+    shutil.rmtree(workspace.root / "results/Dataset901_Tiny/nnUNetTrainer__nnUNetPlans__3d_fullres/fold_1")
+    update_state(workspace.out, f"{TRAINING}1", status="interrupted")
+    (workspace.root / "fail").write_text("nnUNetv2_predict")
+    assert not workspace.run(PREDICTED)
+    (workspace.root / "fail").unlink()
+    before = len(workspace.called)
+    assert workspace.run(PREDICTED)
+    assert workspace.called[before:] == ["nnUNetv2_predict", "nnunet-godc"]
+
+
+def test_data_that_are_preprocessed_again_leave_trainings_as_they_are(workspace: Workspace) -> None:
+    workspace.run()
+    (workspace.root / "preprocessed/Dataset901_Tiny/gt_segmentations").rmdir()
+    before = len(workspace.called)
+    assert workspace.run()
+    assert workspace.called[before:] == ["python"]
+    assert workspace.run()
+    assert len(workspace.called) == before + 1
+
+
 def test_a_failed_training_leaves_the_rest_done(workspace: Workspace) -> None:
     (workspace.root / "fail").write_text("3d_fullres 0")
     assert not workspace.run()
@@ -188,6 +232,32 @@ class TestEditedFile:
         (workspace.root / "fail").unlink()
         assert workspace.run(SMALL.replace("device: cpu", "device: mps"))
 
+    def test_a_training_that_left_nothing_may_run_elsewhere(self, workspace: Workspace) -> None:
+        (workspace.root / "fail").write_text("device cpu")
+        assert not workspace.run()
+        assert workspace.run(SMALL.replace("device: cpu", "device: mps"))
+        assert "device mps" in (workspace.root / "diary").read_text()
+
+    def test_a_training_that_left_a_checkpoint_may_not(self, workspace: Workspace) -> None:
+        (workspace.root / "fail").write_text("device cpu")
+        workspace.run()
+        fold = workspace.root / "results/Dataset901_Tiny/nnUNetTrainer__nnUNetPlans__3d_fullres/fold_1"
+        (fold / "checkpoint_latest.pth").touch()
+        with pytest.raises(UserError, match=r"fold1, made by .*their results would mix"):
+            workspace.run(SMALL.replace("device: cpu", "device: mps"))
+
+    def test_plans_that_do_not_fit_are_corrected(self, workspace: Workspace) -> None:
+        (workspace.root / "fail").write_text("[23, 40, 24]")
+        assert not workspace.run(VARIATION)
+        assert workspace.run(VARIATION.replace("23", "24"))
+        assert "[24, 40, 24]" in (workspace.root / "diary").read_text()
+
+    def test_plans_that_were_trained_with_are_not_changed_even_if_they_are_gone(self, workspace: Workspace) -> None:
+        workspace.run(VARIATION)
+        (workspace.root / "preprocessed/Dataset901_Tiny/Small.json").unlink()
+        with pytest.raises(UserError, match="their results would mix"):
+            workspace.run(VARIATION.replace("23", "24"))
+
     def test_other_folders_of_nnunet_would_mix_results(
         self, workspace: Workspace, monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -201,6 +271,112 @@ class TestEditedFile:
         workspace.run()
         assert workspace.run(SMALL.replace("cpus: 2", "cpus: 4"))
         assert len(workspace.called) == 5
+
+
+class TestEditedAtWork:
+    """What runs or waits is neither changed nor forgotten."""
+
+    @pytest.fixture
+    def submitted(self, workspace: Workspace, pretend: Pretend) -> Workspace:
+        """A study of which the evaluation alone is not done: it waits on a cluster."""
+        pretend("squeue", "echo '104|PENDING|Priority'")
+        (workspace.root / "fail").write_text("nnunet-godc")
+        workspace.run()
+        (workspace.root / "fail").unlink()
+        update_state(workspace.out, EVALUATION, status="queued", scheduler_id="104", note="Slurm: Priority")
+        return workspace
+
+    @pytest.mark.parametrize("folds", ["[0, 1, 2]", "[0]"])
+    def test_a_queued_job_does_not_change(self, submitted: Workspace, folds: str) -> None:
+        before = submitted.files()
+        with pytest.raises(UserError, match=f"changes what runs or waits already: {EVALUATION}; .*study cancel"):
+            submitted.run(ON_SLURM.replace("[0, 1]", folds))
+        assert submitted.files() == before
+
+    def test_a_queued_job_is_not_forgotten(self, submitted: Workspace) -> None:
+        before = submitted.files()
+        update_state(submitted.out, f"{TRAINING}1", status="queued", scheduler_id="104")
+        update_state(submitted.out, EVALUATION, status="failed", scheduler_id="")
+        with pytest.raises(UserError, match=f"changes what runs or waits already: {TRAINING}1;"):
+            submitted.run(ON_SLURM.replace("[0, 1]", "[0]"))
+        assert submitted.files().keys() == before.keys()
+
+    def test_a_job_that_waits_for_what_changes_is_told(self, submitted: Workspace, pretend: Pretend) -> None:
+        predicted = ON_SLURM + "predict: {images: imagesTs, references: labelsTs}\n"
+        pretend("squeue", "echo '104|PENDING|Priority'")
+        update_state(submitted.out, EVALUATION, status="done")
+        assert submitted.run(PREDICTED)
+        update_state(submitted.out, f"{EVALUATION}.held_out", status="queued", scheduler_id="104")
+        (submitted.root / "raw/Dataset901_Tiny/more").mkdir()
+        with pytest.raises(UserError, match=f"changes what runs or waits already: {EVALUATION}.held_out"):
+            submitted.run(predicted.replace("imagesTs", "more"))
+
+    def test_what_has_ended_meanwhile_changes(self, submitted: Workspace, pretend: Pretend) -> None:
+        pretend("squeue", "echo '104|CANCELLED|None'")
+        assert submitted.run(SMALL.replace("[0, 1]", "[0, 1, 2]"))
+
+    def test_a_training_that_outlived_its_queue_does_not_change(
+        self, workspace: Workspace, wait_until: WaitUntil
+    ) -> None:
+        (workspace.root / "wait").touch()
+        with workspace.start() as first:
+            wait_until(lambda: workspace.trained)
+            first.kill()
+        before = workspace.files()
+        with pytest.raises(UserError, match=f"changes what runs or waits already: {TRAINING}0;"):
+            workspace.run(SMALL.replace("device: cpu", "device: mps"))
+        assert workspace.files() == before
+        (workspace.root / "wait").unlink()
+        assert workspace.run()
+        assert workspace.trained == ["0 nnUNetTrainer", "1 nnUNetTrainer"]
+
+
+class TestOtherExecutor:
+    """A study may go on elsewhere; no job is in two places."""
+
+    @pytest.fixture
+    def on_slurm(self, workspace: Workspace, pretend: Pretend) -> Workspace:
+        """A study of which a training waits on a cluster, which cancels it when it is told to."""
+        (workspace.root / "fail").write_text("nnUNetv2_train")
+        workspace.run()
+        (workspace.root / "fail").unlink()
+        update_state(workspace.out, f"{TRAINING}0", status="queued", scheduler_id="104")
+        pretend("scancel", f"echo $* >> {workspace.root}/cancelled")
+        pretend(
+            "squeue",
+            f"test -e {workspace.root}/cancelled && echo '104|CANCELLED|None' || echo '104|PENDING|Priority'",
+        )
+        return workspace
+
+    def test_a_job_of_the_cluster_does_not_run_here_too(self, on_slurm: Workspace) -> None:
+        before = on_slurm.files()
+        with pytest.raises(UserError, match=f"{TRAINING}0 is job 104 of the cluster; .*--executor slurm"):
+            on_slurm.run()
+        assert {path: text for path, text in on_slurm.files().items() if path.name != "state.json"} == {
+            path: text for path, text in before.items() if path.name != "state.json"
+        }
+
+    def test_a_job_of_the_cluster_is_cancelled_whatever_the_study_says(self, on_slurm: Workspace) -> None:
+        assert cancel_study(on_slurm.out) == 1
+        assert "104" in (on_slurm.root / "cancelled").read_text()
+        assert on_slurm.statuses()[f"{TRAINING}0"] == "interrupted"
+        assert cancel_study(on_slurm.out) == 0
+
+    def test_a_job_of_the_cluster_goes_on_here_once_it_is_cancelled(self, on_slurm: Workspace) -> None:
+        cancel_study(on_slurm.out)
+        assert on_slurm.run()
+        assert read_state(on_slurm.out, f"{TRAINING}0").scheduler_id == ""
+
+    def test_a_job_that_runs_here_is_not_submitted_too(self, workspace: Workspace, wait_until: WaitUntil) -> None:
+        (workspace.root / "wait").touch()
+        with workspace.start() as first:
+            wait_until(lambda: workspace.trained)
+            first.kill()
+        before = workspace.files()
+        with pytest.raises(UserError, match=f"{TRAINING}0 runs on .* itself; .*--executor local"):
+            workspace.run(ON_SLURM)
+        assert workspace.files() == before
+        assert cancel_study(workspace.out) == 1
 
 
 class TestExclusion:
@@ -256,6 +432,27 @@ class TestInterruption:
             assert first.wait() != 0
         assert workspace.statuses()[f"{TRAINING}0"] == "interrupted"
         assert cancel_study(workspace.out) == 0
+
+    def test_a_job_that_cannot_be_ended_from_here_is_told(self, workspace: Workspace) -> None:
+        workspace.run()
+        update_state(workspace.out, EVALUATION, status="running", host="elsewhere")
+        with pytest.raises(UserError, match=f"{EVALUATION} could not be ended from here, it runs on elsewhere"):
+            cancel_study(workspace.out)
+
+    def test_cancelling_ends_a_job_that_waits_for_another_study(
+        self, workspace: Workspace, wait_until: WaitUntil
+    ) -> None:
+        workspace.run()
+        _, jobs = read_study_folder(workspace.out)
+        (training,) = (job for job in jobs if job.id == f"{TRAINING}1")
+        Path(training.expected[0]).unlink()
+        with job_lock(Path(training.lock)):
+            with workspace.start() as first:
+                wait_until(lambda: "another study" in read_state(workspace.out, training.id).note)
+                first.kill()
+            assert is_held(job_folder(workspace.out, training.id).lock)
+            assert cancel_study(workspace.out) == 1
+            assert not is_held(job_folder(workspace.out, training.id).lock)
 
 
 class TestFolder:

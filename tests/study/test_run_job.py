@@ -14,8 +14,11 @@ import pytest
 
 from nnunet_godc.errors import UserError
 from nnunet_godc.study.folder import is_done, job_folder, read_state, update_state, write_jobs
+from nnunet_godc.study.job_lock import job_lock
 from nnunet_godc.study.jobs import Job, Resume
 from nnunet_godc.study.run_job import run_job
+
+ReadOnly = Callable[..., subprocess.CompletedProcess[str]]
 
 
 def python(script: str) -> tuple[str, ...]:
@@ -93,6 +96,16 @@ def test_a_program_that_is_not_installed_is_told_in_state_and_log(tmp_path: Path
     assert run_job(tmp_path, "job") == 1
     assert "nnUNetv2_no_such_command" in read_state(tmp_path, "job").note
     assert "nnUNetv2_no_such_command" in job_folder(tmp_path, "job").log.read_text()
+
+
+def test_an_error_before_the_command_begins_leaves_the_log_of_earlier_attempts(tmp_path: Path) -> None:
+    write_job(tmp_path, command=python("print('first'); exit(1)"))
+    run_job(tmp_path, "job")
+    write_job(tmp_path, command=("nnUNetv2_no_such_command",))
+    run_job(tmp_path, "job")
+    log = job_folder(tmp_path, "job").log.read_text()
+    assert "\nfirst\n=== attempt 2, " in log
+    assert "nnUNetv2_no_such_command" in log
 
 
 def test_variables_of_the_job_reach_its_command(tmp_path: Path) -> None:
@@ -269,12 +282,28 @@ class TestWaiting:
             second.terminate()
             assert second.wait() == 128 + signal.SIGTERM
             (tmp_path / "gate").touch()
-        assert read_state(tmp_path / "other", "job").status == "pending"
+        state = read_state(tmp_path / "other", "job")
+        assert (state.status, state.note) == ("pending", "")
 
-    def test_a_place_where_nothing_can_be_written_is_for_the_command_to_tell(self, tmp_path: Path) -> None:
+    def test_a_place_where_nothing_can_be_written_is_for_the_command_to_tell(
+        self, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
         (tmp_path / "file").touch()
         write_job(tmp_path, lock=str(tmp_path / "file" / "lock"))
         assert run_job(tmp_path, "job") == 0
+        assert f"{tmp_path}/file/lock cannot be locked" in capsys.readouterr().out
+
+    def test_another_users_lock_that_can_only_be_read_is_waited_for(self, tmp_path: Path, read_only: ReadOnly) -> None:
+        lock = tmp_path / "model" / "lock"
+        write_job(tmp_path / "study", lock=str(lock))
+        lock.parent.mkdir()
+        with job_lock(lock), pytest.raises(subprocess.TimeoutExpired):
+            read_only(lock.parent, "-m", "nnunet_godc.study.run_job", str(tmp_path / "study"), "job", timeout=3)
+        state = read_state(tmp_path / "study", "job")
+        assert "another study" in state.note
+        assert state.attempts == 0
+        answer = read_only(lock.parent, "-m", "nnunet_godc.study.run_job", str(tmp_path / "study"), "job")
+        assert answer.returncode == 0
 
 
 class TestProvenance:

@@ -9,6 +9,7 @@ import os
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -22,6 +23,7 @@ import pytest
 from nnunet_godc.commands import find_command
 from nnunet_godc.errors import UserError
 from nnunet_godc.study import slurm
+from nnunet_godc.study.executors import refresh_jobs
 from nnunet_godc.study.folder import State, job_folder, read_state, write_jobs, write_state
 from nnunet_godc.study.jobs import Job, Resources, Resume
 from nnunet_godc.study.slurm import SlurmExecutor
@@ -308,6 +310,20 @@ def test_ctrl_c_during_submission_loses_no_job(make_study: MakeStudy, monkeypatc
 
 
 @pytest.mark.slurm
+def test_a_run_that_ended_before_its_jobs_were_released_is_gone_on_with(
+    make_study: MakeStudy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study = make_study(make_job("train"), make_job("predict", kind="predict", depends_on=("train",)))
+    monkeypatch.setattr(slurm, "_release", lambda slurm_ids: None)
+    study.run()
+    monkeypatch.undo()
+    assert study.statuses() == {"train": "queued", "predict": "queued"}
+    study.wait_until(lambda: "JobHeldUser" in study.state("train").note or not study.statuses())
+    study.run()
+    assert study.wait() == {"train": "done", "predict": "done"}
+
+
+@pytest.mark.slurm
 def test_a_study_can_be_submitted_from_inside_a_job(make_study: MakeStudy, monkeypatch: pytest.MonkeyPatch) -> None:
     # srun ends at once where both of the last two are set
     for name, value in {"SLURM_JOB_ID": "1", "SLURM_MEM_PER_CPU": "100", "SLURM_MEM_PER_NODE": "100"}.items():
@@ -349,20 +365,6 @@ def test_without_slurm_the_error_says_so(tmp_path: Path, monkeypatch: pytest.Mon
     study = Study(tmp_path / "study", [make_job("train")], {})
     with pytest.raises(UserError, match="is not to be found"):
         study.run()
-
-
-@pytest.fixture
-def pretend(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str, str], None]:
-    """Puts a command on the search path that prints a text, for what a small cluster does not do."""
-    commands = tmp_path / "commands"
-    commands.mkdir()
-    monkeypatch.setenv("PATH", f"{commands}:{os.environ['PATH']}")
-
-    def pretend(command: str, script: str) -> None:
-        (commands / command).write_text(f"#!/bin/sh\n{script}\n")
-        (commands / command).chmod(0o755)
-
-    return pretend
 
 
 @pytest.mark.parametrize(
@@ -409,6 +411,39 @@ def test_a_job_of_which_nothing_is_known_any_more_goes_on_with_the_next_run(
     pretend("squeue", "")
     pretend("sacct", "echo 'Slurm accounting storage is disabled' >&2; exit 1")
     assert study.statuses() == {"first": "interrupted", "second": "pending"}
+
+
+def test_jobs_that_an_earlier_run_left_on_hold_are_released(
+    tmp_path: Path, pretend: Callable[[str, str], None]
+) -> None:
+    study = Study(tmp_path / "study", [make_job("left"), make_job("waits"), make_job("held by others")], {})
+    for number, job in enumerate(study.jobs):
+        write_state(study.folder, job.id, State("queued", scheduler_id=f"7_{number}"))
+    pretend("squeue", "echo '7_0|PENDING|JobHeldUser'; echo '7_1|PENDING|Priority'; echo '7_2|PENDING|JobHeldAdmin'")
+    pretend("scontrol", f"echo $* >> {tmp_path}/told")
+    study.statuses()
+    assert "JobHeldUser, until the next `study run`" in study.state("left").note
+    assert not (tmp_path / "told").exists()
+    study.run()
+    assert (tmp_path / "told").read_text() == "release 7_0\n"
+
+
+def test_a_colleagues_jobs_are_looked_up_too(tmp_path: Path, pretend: Callable[[str, str], None]) -> None:
+    study = Study(tmp_path / "study", [make_job("train")], {})
+    write_state(study.folder, "train", State("running", scheduler_id="8", attempts=1))
+    pretend("squeue", "case $1 in --jobs=8) echo '8|RUNNING|None';; esac")
+    assert study.statuses() == {"train": "running"}
+
+
+def test_a_job_that_runs_without_the_cluster_is_none_of_its_business(
+    tmp_path: Path, pretend: Callable[[str, str], None]
+) -> None:
+    study = Study(tmp_path / "study", [make_job("here"), make_job("there")], {})
+    write_state(study.folder, "here", State("running", host=socket.gethostname(), attempts=1))
+    write_state(study.folder, "there", State("running", host=socket.gethostname(), scheduler_id="8", attempts=1))
+    pretend("squeue", "echo '8|RUNNING|None'")
+    refresh_jobs(study.folder, study.jobs)
+    assert {job.id: study.state(job.id).status for job in study.jobs} == {"here": "interrupted", "there": "running"}
 
 
 def test_a_failure_that_the_job_has_told_itself_is_kept(tmp_path: Path, pretend: Callable[[str, str], None]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import socket
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from nnunet_godc.cli import main
 from nnunet_godc.study.folder import update_state
 from nnunet_godc.study.status import job_statuses, render
 
+ReadOnly = Callable[..., subprocess.CompletedProcess[str]]
 TRAINING = "train.Dataset901_Tiny.nnUNetTrainer.nnUNetPlans.3d_fullres.fold"
 
 
@@ -77,6 +79,46 @@ def test_a_job_whose_process_is_gone_is_interrupted(study: Path) -> None:
     update_state(study, f"{TRAINING}0", status="running", host=socket.gethostname(), group=1)
     states = {entry.job.id: entry.state.status for entry in job_statuses(study)}
     assert states[f"{TRAINING}0"] == "interrupted"
+
+
+def test_what_was_finished_elsewhere_counts_as_done(study: Path, fold: Path) -> None:
+    (fold / "checkpoint_final.pth").touch()
+    (fold / "validation" / "summary.json").touch()
+    for status in ("failed", "not run", "interrupted"):
+        update_state(study, f"{TRAINING}0", status=status, note="ended with exit status 1")
+        states = {entry.job.id: entry.state.status for entry in job_statuses(study)}
+        assert states[f"{TRAINING}0"] == "done"
+
+
+def test_what_was_deleted_is_to_be_made_again(study: Path) -> None:
+    update_state(study, f"{TRAINING}0", status="done")
+    assert f"{TRAINING}0: is to be made again" in shown(study)
+
+
+def test_reasons_to_wait_are_told_once(study: Path, pretend: Callable[[str, str], None]) -> None:
+    pretend("squeue", "echo '7_0|PENDING|Priority'; echo '7_1|PENDING|Priority'; echo '8|PENDING|Dependency'")
+    for number in (0, 1):
+        update_state(study, f"{TRAINING}{number}", status="queued", scheduler_id=f"7_{number}")
+    update_state(study, "evaluate.Dataset901_Tiny", status="queued", scheduler_id="8")
+    assert shown(study).splitlines()[-3:] == [
+        "2 pending, 3 queued",
+        "2 queued: Slurm: Priority",
+        "1 queued: Slurm: Dependency",
+    ]
+
+
+def test_who_may_only_read_sees_it_too(study: Path, pretend: Callable[[str, str], None], read_only: ReadOnly) -> None:
+    pretend("squeue", "echo '7|FAILED|None'")
+    update_state(study, f"{TRAINING}0", status="running", host=socket.gethostname(), group=1)
+    update_state(study, f"{TRAINING}1", status="running", scheduler_id="7")
+    (study / "jobs" / f"{TRAINING}0" / "lock").touch()
+    command = ("-c", "import sys; from nnunet_godc.cli import main; sys.exit(main(sys.argv[1:]))", "study")
+    answer = read_only(study, *command, "status", str(study))
+    assert answer.stderr == ""
+    assert "2 running" in answer.stdout
+    answer = read_only(study, *command, "cancel", str(study))
+    assert "you may not write to" in answer.stderr
+    assert "Traceback" not in answer.stderr
 
 
 def test_what_was_there_before_counts_as_done(study: Path, fold: Path) -> None:
