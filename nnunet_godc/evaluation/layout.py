@@ -109,7 +109,8 @@ def contexts(methods: Sequence[Method]) -> dict[Method, str]:
     configurations = {method.configuration for method in methods}
     plans = {method.plans for method in methods}
     parts = {
-        method: [method.configuration] * (len(configurations) > 1) + [method.plans] * (len(plans) > 1)
+        method: [method.configuration or "configuration unknown"] * (len(configurations) > 1)
+        + [method.plans or "plans unknown"] * (len(plans) > 1)
         for method in methods
     }
     return {method: f"({', '.join(part)})" if part else "" for method, part in parts.items()}
@@ -196,7 +197,7 @@ def _range(numbers: Iterable[int]) -> str:
 
 
 def _result(entry: Summary, *, bold: bool) -> Cell:
-    units = shown(entry.question.metric).of_mean(entry.mean, entry.low, entry.high)
+    units = shown(entry.question.metric).telling(entry.mean)
     return Cell(_number(units, entry.mean), _interval(units, entry.low, entry.high), bold)
 
 

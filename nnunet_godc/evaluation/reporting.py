@@ -52,7 +52,7 @@ class Section:
         """The dataset, how it was predicted, and what all methods have in common."""
         methods = self.table.methods
         configurations, plans = {method.configuration for method in methods}, {method.plans for method in methods}
-        shared = [next(iter(names)) for names in (configurations, plans) if len(names) == 1]
+        shared = [name for names in (configurations, plans) if len(names) == 1 for name in names if name]
         how = "cross-validation" if self.table.cross_validated else "predictions without a fold"
         return ", ".join([self.table.dataset, *shared, how, *(["by lesion volume"] if self.by_size else [])])
 
@@ -221,15 +221,15 @@ def _markdown_report(sections: Sequence[Section], settings: Mapping[str, Any]) -
     for section in sections:
         parts.append(f"## {markdown(section.title)}")
         parts += [markdown_table(grid) for grid in _section_grids(section)]
-        parts += _told(section)
+        parts += _told(section, sections)
     return "\n\n".join(parts) + "\n"
 
 
-def _told(section: Section) -> list[str]:
+def _told(section: Section, sections: Sequence[Section]) -> list[str]:
     """The sentences that the comparisons allow, and what holds for all of them."""
     comparisons, told = section.comparisons, section.shown_comparisons
     if not comparisons:
-        return ["There are no two methods of one configuration and plans to compare."]
+        return [markdown(_why_not_compared(section, sections))]
     context = contexts(section.table.methods)
     lines = [f"- {markdown(f'{context[entry.method]} {claim(entry)}'.strip())}" for entry in told]
     if not_told := len(comparisons) - len(told):
@@ -239,3 +239,28 @@ def _told(section: Section) -> list[str]:
         )
     distinct = dict.fromkeys(caveat for entry in comparisons for caveat in caveats(entry))
     return ["\n".join(lines), *(markdown(caveat) for caveat in distinct)]
+
+
+def _why_not_compared(section: Section, sections: Sequence[Section]) -> str:
+    methods = section.table.methods
+    context = contexts(methods)
+    names = ", ".join(f"{method.variant} {context[method]}".strip() for method in methods)
+    if len(methods) == 1:
+        reason = f"{names} is the only method here."
+    elif section.baseline is not None and section.baseline not in {method.variant for method in methods}:
+        reason = f"the baseline {section.baseline} is not here, but {names}."
+    elif section.baseline is not None:
+        reason = (
+            f"no other method has the configuration and plans of the baseline {section.baseline}; here are {names}."
+        )
+    else:
+        reason = f"methods are compared within one configuration and plans, and these differ: {names}."
+    for other in sections:
+        elsewhere = [method.variant for method in other.table.methods if method not in methods]
+        alike = (other.table.dataset, other.by_size) == (section.table.dataset, section.by_size)
+        if alike and elsewhere:
+            reason += (
+                f" {', '.join(elsewhere)}: see {other.title}; cross-validations and predictions without a fold are not "
+                "compared with each other."
+            )
+    return f"Nothing is compared: {reason}"

@@ -62,10 +62,6 @@ class Shown:
         finer = replace(self, decimals=self.decimals + 1) if narrow else self
         return finer.telling(difference, low, high, high - low)
 
-    def of_mean(self, mean: float, low: float, high: float) -> Shown:
-        """So that a mean is not written as zero; where its interval holds zero, that is not all zeros."""
-        return self.telling(high - low if low < 0 < high else mean)
-
     def difference(self, value: float) -> str:
         return f"{self.number(value)} {self.difference_unit}".rstrip()
 

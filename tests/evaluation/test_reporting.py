@@ -158,7 +158,30 @@ def test_a_dataset_without_the_baseline_is_reported_without_comparisons(study, t
     other = measured({"A": [0.5, 0.6, 0.7], "B": [0.6, 0.7, 0.9]}, dataset="Other")
     text = report(tmp_path, study, other, baseline="nnUNetTrainer")
     assert "## Other, " in text
+    assert "Nothing is compared: the baseline nnUNetTrainer is not here, but A, B.\n" in text
     assert set(pd.read_csv(tmp_path / "comparisons.csv").dataset) == {"Dataset501_LiTS"}
+
+
+def test_why_nothing_is_compared_is_told(random, tmp_path):
+    a, b = random.random((2, 9))
+    unknown = measured({"other": b}, configuration="")
+    text = report(tmp_path, measured({"A": a}), unknown)
+    names = r"A (3d\_fullres), other (configuration unknown)."
+    assert (
+        f"Nothing is compared: methods are compared within one configuration and plans, and these differ: {names}\n"
+        in text
+    )
+    assert table_line(text, "other (configuration unknown)")
+    text = report(tmp_path, measured({"A": a}), unknown, baseline="A")
+    assert f"no other method has the configuration and plans of the baseline A; here are {names}\n" in text
+    text = report(tmp_path, measured({"A": a}), measured({"B": b}, fold=pd.NA))
+    first, second = (line for line in text.splitlines() if line.startswith("Nothing is compared"))
+    assert first.startswith("Nothing is compared: A is the only method here. B: see Dataset501")
+    assert first.endswith(
+        "predictions without a fold; cross-validations and predictions without a fold are not compared with each other."
+    )
+    assert "B is the only method here. A: see Dataset501" in second
+    assert "## Dataset501\\_LiTS, nnUNetPlans, cross-validation" in report(tmp_path, unknown)
 
 
 def test_without_a_baseline_bold_needs_a_win_over_every_other(random, tmp_path):
@@ -203,7 +226,7 @@ def test_many_columns_are_split_by_label(random, tmp_path):
 
 def test_one_method_is_reported_without_comparisons(tmp_path):
     text = report(tmp_path, measured({"A": [0.5, 0.6, 0.7, 0.8]}))
-    assert "There are no two methods of one configuration and plans to compare." in text
+    assert "Nothing is compared: A is the only method here.\n" in text
     assert "Bold" not in text
     assert (tmp_path / "comparisons.csv").read_text().strip() == ""
     assert json.loads((tmp_path / "report.json").read_text())["comparisons"] == []
