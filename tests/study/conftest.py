@@ -35,8 +35,6 @@ def nnunet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         monkeypatch.setenv(f"nnUNet_{name}", str(folder))
     dataset = tmp_path / "raw" / DATASET
     dataset.mkdir()
-    for name in ("imagesTs", "labelsTs"):
-        (dataset / name).mkdir()
     (dataset / "dataset.json").write_text(json.dumps({"numTraining": 5, "file_ending": ".nii.gz"}))
     return tmp_path
 

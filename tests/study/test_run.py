@@ -101,6 +101,8 @@ def workspace(nnunet: Path, monkeypatch: pytest.MonkeyPatch) -> Workspace:
         return [replace(job, command=("python", str(STAND_IN), str(nnunet), *job.command)) for job in jobs]
 
     monkeypatch.setattr("nnunet_godc.study.run.jobs_of", stand_ins)
+    for name in ("imagesTs", "labelsTs"):
+        (nnunet / "raw/Dataset901_Tiny" / name).mkdir()
     return Workspace(nnunet)
 
 
