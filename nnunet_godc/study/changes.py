@@ -81,15 +81,19 @@ def _refuse_mixing(folder: Path, old: Mapping[str, Job], changed: Job) -> None:
     users = [job for job in old.values() if job.kind in LASTING and job.plans_file == before.plans_file]
     mixed = next((job for job in (before, *(users if before.kind == "plan" else ())) if _has_left(folder, job)), None)
     if mixed is not None:
+        made = "made by" if mixed is before else "made with the plans of"
         raise UserError(
-            f"{folder} already holds {mixed.id}, made by `{' '.join(mixed.command)}`, and the study file now says "
+            f"{folder} already holds {mixed.id}, {made} `{' '.join(before.command)}`, and the study file now says "
             f"`{' '.join(changed.command)}`; their results would mix. Give the changed study another folder with "
             f"--out and, where results would lie in the same place, other names, or change it back."
         )
 
 
 def _has_left(folder: Path, job: Job) -> bool:
-    """Whether this study has run the job and there is something of it; what a failed preprocessing left is not told."""
+    """Whether this study has run the job and it has left something to go on with.
+
+    That of a failed preprocessing cannot be told from what others, for other plans, have left in the same place.
+    """
     begun = read_state(folder, job.id).attempts > 0 or job_folder(folder, job.id).provenance.exists()
     return begun and (is_done(folder, job) or any(Path(resume.file).exists() for resume in job.resume))
 

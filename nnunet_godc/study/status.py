@@ -121,8 +121,8 @@ def _state(folder: Path, job: Job) -> State:
     state = read_state(folder, job.id)
     if state.status in ("running", "queued") or (done := is_done(folder, job)) == (state.status == "done"):
         return state
-    if done:
-        return State(status="done", note="was not made by this study")
+    if done:  # by another study, by hand, or by a command that has outlived its watcher
+        return State(status="done")
     return State(note="is to be made again: it is gone, or what it was made from has changed")
 
 
