@@ -257,7 +257,7 @@ class TestEditedFile:
     def test_plans_that_were_trained_with_are_not_changed_even_if_they_are_gone(self, workspace: Workspace) -> None:
         workspace.run(VARIATION)
         (workspace.root / "preprocessed/Dataset901_Tiny/Small.json").unlink()
-        with pytest.raises(UserError, match=r"Small.3d_fullres, made with the plans of .*\[23, .*\[24, .* would mix"):
+        with pytest.raises(UserError, match=r"fold0, made with the plans of .*\[23, .*\[24, .* would mix"):
             workspace.run(VARIATION.replace("23", "24"))
 
     def test_other_folders_of_nnunet_would_mix_results(

@@ -317,8 +317,8 @@ def test_a_run_that_ended_before_its_jobs_were_released_is_gone_on_with(
     monkeypatch.setattr(slurm, "_release", lambda slurm_ids: None)
     study.run()
     monkeypatch.undo()
-    assert study.statuses() == {"train": "queued", "predict": "queued"}
-    study.wait_until(lambda: "JobHeldUser" in study.state("train").note or not study.statuses())
+    held = {"train": "queued", "predict": "queued"}
+    study.wait_until(lambda: study.statuses() == held and "JobHeldUser" in study.state("train").note)
     study.run()
     assert study.wait() == {"train": "done", "predict": "done"}
 
