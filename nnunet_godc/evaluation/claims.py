@@ -20,7 +20,10 @@ def claim(comparison: Comparison) -> str:
     if not left_out:
         return found
     if comparison.supported and comparison.selective:
-        return f"{found} The difference is one on these alone and not {_kind(comparison)}: left out are {left_out}."
+        cases = _counted(comparison.cases, comparison.question)
+        return (
+            f"{found} The difference is one on these {cases} alone, not {_kind(comparison)}: left out are {left_out}."
+        )
     return f"{found} Left out are {left_out}."
 
 

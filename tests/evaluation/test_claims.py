@@ -79,12 +79,12 @@ def test_a_method_that_misses_the_label_does_not_improve_its_distances(raised):
     missing = replace(lower, cases=78, patients=78, undefined_method={ABSENT_IN_PREDICTION: 40})
     assert claim(missing) == (
         "On the 78 cases that both define, GODC lowers HD95 of tumour by 2.5 mm against stock (95 % CI 1.0 to 4.0; "
-        "p = 0.012; 78 patients). The difference is one on these alone and not an improvement: left out are 40 cases "
-        "in which GODC alone predicts no tumour."
+        "p = 0.012; 78 patients). The difference is one on these 78 cases alone, not an improvement: left out are 40 "
+        "cases in which GODC alone predicts no tumour."
     )
     worse = replace(missing, difference=2.5, low=1.0, high=4.0, rank_biserial=0.3)
     assert "an improvement" not in claim(worse)
-    assert "on these alone and not a deterioration: left out are 40 cases" in claim(worse)
+    assert "on these 78 cases alone, not a deterioration: left out are 40 cases" in claim(worse)
 
 
 @pytest.mark.parametrize(
