@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from nnunet_godc.study.folder import is_done, update_state
-from nnunet_godc.study.jobs import Job
+from nnunet_godc.study.folder import State, is_done, update_state, write_jobs, write_state
+from nnunet_godc.study.jobs import Job, Kind
 
 
 @pytest.fixture
@@ -41,3 +41,48 @@ def test_preprocessing_is_done_as_long_as_its_data_is_there(folder: Path, prepro
 def test_plans_that_do_not_say_where_their_data_is_are_believed(folder: Path, preprocessing: Job) -> None:
     Path(preprocessing.plans_file).write_text("{}")
     assert is_done(folder, preprocessing)
+
+
+def job(name: str, kind: Kind, *needs: str, made: Path | None = None) -> Job:
+    expected = () if made is None else (str(made),)
+    return Job(id=name, kind=kind, command=("true",), depends_on=needs, expected=expected, adopted=kind == "train")
+
+
+@pytest.mark.parametrize(("kind", "done"), [("predict", False), ("ensemble", False), ("train", True)])
+def test_only_what_lasts_outlives_what_it_was_made_from(tmp_path: Path, kind: Kind, done: bool) -> None:
+    later = job("later", kind, "first")
+    write_jobs(tmp_path, [job("first", "train"), later])
+    write_state(tmp_path, "later", State("done", start=1.0, end=2.0))
+    for first, as_it_is in (
+        (State("done", start=0.0, end=1.0), True),
+        (State("done", start=3.0, end=4.0), done),
+        (State("done", start=3.0), done),  # killed with its watcher
+        (State("done"), True),  # there before the study
+        (State("failed", start=0.0, end=1.0), done),
+    ):
+        write_state(tmp_path, "first", first)
+        assert is_done(tmp_path, later) == as_it_is, first
+
+
+def test_what_is_made_of_something_outdated_is_outdated(tmp_path: Path) -> None:
+    jobs = [job("train", "train"), job("predict", "predict", "train"), job("evaluate", "evaluate", "predict")]
+    write_jobs(tmp_path, jobs)
+    for end, name in ((9.0, "train"), (2.0, "predict"), (3.0, "evaluate")):
+        write_state(tmp_path, name, State("done", end=end))
+    assert [is_done(tmp_path, entry) for entry in jobs] == [True, False, False]
+
+
+def test_a_training_that_is_gone_outdates_its_predictions(tmp_path: Path) -> None:
+    train, predict = job("train", "train", made=tmp_path / "made"), job("predict", "predict", "train")
+    write_jobs(tmp_path, [train, predict])
+    write_state(tmp_path, "predict", State("done", end=2.0))
+    assert not is_done(tmp_path, predict)
+    (tmp_path / "made").touch()
+    assert is_done(tmp_path, predict)
+
+
+def test_jobs_of_other_studies_are_not_asked(tmp_path: Path) -> None:
+    predict = job("predict", "predict", "trained elsewhere")
+    write_jobs(tmp_path, [predict])
+    write_state(tmp_path, "predict", State("done", end=2.0))
+    assert is_done(tmp_path, predict)
