@@ -28,6 +28,7 @@ from nnunet_godc.study.folder import read_job
 from nnunet_godc.study.local import LocalExecutor
 import signal
 signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(143))
+signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell makes its background jobs ignore
 folder = Path(sys.argv[1])
 LocalExecutor().run(folder, [read_job(folder, name) for name in sys.argv[2:]])
 """
@@ -276,11 +277,11 @@ class TestOutlivedQueue:
         assert outlived.ran.count("second") == 2
         assert outlived.statuses["second"] == "done"
 
-    def test_ctrl_c_ends_it_too(self, outlived: Study, wait_until: WaitUntil) -> None:
+    def test_the_end_of_the_next_queue_ends_it_too(self, outlived: Study, wait_until: WaitUntil) -> None:
         outlived.add("new", resources=Resources(gpus=1))
         with outlived.start() as runner:
             wait_until(lambda: outlived.statuses["new"] == "done")
-            runner.send_signal(signal.SIGINT)
+            runner.send_signal(signal.SIGTERM)
             assert runner.wait() != 0
         wait_until(lambda: outlived.statuses["second"] == "interrupted")
 
