@@ -32,9 +32,6 @@ DEPTH = 64  # of the inner dimension of a product at a time: what is read of B t
 _compiled = numba.njit(nogil=True, cache=True, fastmath=set(FAST))
 _inlined = numba.njit(nogil=True, fastmath=set(FAST), inline="always")
 
-_6x2, _4x2, _2x2, _1x2 = (multiply_block(rows, 2) for rows in (6, 4, 2, 1))
-_6x1, _4x1, _2x1, _1x1 = (multiply_block(rows, 1) for rows in (6, 4, 2, 1))
-
 # What is known along an axis, as rows of an array of floats and of integers.
 _SHARES = 4  # of the grid points below and above a position in the sample, and their derivatives by the position
 _MODULATION = 3 * _SHARES
@@ -43,41 +40,45 @@ _PLACES = 6  # of the grid points below and above, per axis
 _INTEGERS = _PLACES + 3  # and the voxel's own place
 
 
+def _strip(vectors):  # type: ignore[no-untyped-def]
+    """A function that adds to so many vectors of each row of C (m, n) the product of A (m, k) and B (k, n)."""
+    six, four, two, one = (multiply_block(rows, vectors) for rows in (6, 4, 2, 1))
+
+    @_inlined
+    def add(a, a_at, a_row, a_step, b, b_at, b_row, c, c_at, c_row, m, k):  # type: ignore[no-untyped-def]
+        i = 0
+        while i < m:
+            left, into, rows = a_at + i * a_row, c_at + i * c_row, m - i
+            if rows >= 6 and rows != 8:
+                six(a, left, a_row, a_step, b, b_at, b_row, c, into, c_row, k)
+                i += 6
+            elif rows >= 4:
+                four(a, left, a_row, a_step, b, b_at, b_row, c, into, c_row, k)
+                i += 4
+            elif rows >= 2:
+                two(a, left, a_row, a_step, b, b_at, b_row, c, into, c_row, k)
+                i += 2
+            else:
+                one(a, left, a_row, a_step, b, b_at, b_row, c, into, c_row, k)
+                i += 1
+
+    return add
+
+
+_wide, _narrow = _strip(2), _strip(1)
+
+
 @_compiled
 def add_product(a, a_at, a_row, a_step, b, b_at, b_row, c, c_at, c_row, m, k, n):  # type: ignore[no-untyped-def]
     """C (m, n) += A (m, k) B (k, n), n being a multiple of LANES; see `multiply_block` for how they lie."""
     for p in range(0, k, DEPTH):
-        depth = min(DEPTH, k - p)
+        depth, left = min(DEPTH, k - p), a_at + p * a_step
         for j in range(0, n, 2 * LANES):
-            wide = n - j > LANES
-            right = b_at + p * b_row + j
-            i = 0
-            while i < m:
-                left, into, rows = a_at + i * a_row + p * a_step, c_at + i * c_row + j, m - i
-                if rows >= 6 and rows != 8:
-                    if wide:
-                        _6x2(a, left, a_row, a_step, b, right, b_row, c, into, c_row, depth)
-                    else:
-                        _6x1(a, left, a_row, a_step, b, right, b_row, c, into, c_row, depth)
-                    i += 6
-                elif rows >= 4:
-                    if wide:
-                        _4x2(a, left, a_row, a_step, b, right, b_row, c, into, c_row, depth)
-                    else:
-                        _4x1(a, left, a_row, a_step, b, right, b_row, c, into, c_row, depth)
-                    i += 4
-                elif rows >= 2:
-                    if wide:
-                        _2x2(a, left, a_row, a_step, b, right, b_row, c, into, c_row, depth)
-                    else:
-                        _2x1(a, left, a_row, a_step, b, right, b_row, c, into, c_row, depth)
-                    i += 2
-                else:
-                    if wide:
-                        _1x2(a, left, a_row, a_step, b, right, b_row, c, into, c_row, depth)
-                    else:
-                        _1x1(a, left, a_row, a_step, b, right, b_row, c, into, c_row, depth)
-                    i += 1
+            right, into = b_at + p * b_row + j, c_at + j
+            if n - j > LANES:
+                _wide(a, left, a_row, a_step, b, right, b_row, c, into, c_row, m, depth)
+            else:
+                _narrow(a, left, a_row, a_step, b, right, b_row, c, into, c_row, m, depth)
 
 
 @_inlined
