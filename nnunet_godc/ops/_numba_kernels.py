@@ -21,6 +21,8 @@ Throughout, for one sample of the batch and its output voxels ``first`` to ``las
 
 from __future__ import annotations
 
+from typing import Any
+
 import numba
 import numpy as np
 
@@ -40,7 +42,7 @@ _PLACES = 6  # of the grid points below and above, per axis
 _INTEGERS = _PLACES + 3  # and the voxel's own place
 
 
-def _strip(vectors):  # type: ignore[no-untyped-def]
+def _strip(vectors: int) -> Any:
     """A function that adds to so many vectors of each row of C (m, n) the product of A (m, k) and B (k, n)."""
     six, four, two, one = (multiply_block(rows, vectors) for rows in (6, 4, 2, 1))
 
