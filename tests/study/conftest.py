@@ -7,7 +7,6 @@ import os
 import shutil
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -66,19 +65,6 @@ def study_folder(nnunet: Path) -> Callable[..., Path]:
         return folder
 
     return write
-
-
-@pytest.fixture
-def wait_until() -> Callable[[Callable[[], object]], None]:
-    """Waits for a condition, half a minute at most: the machine may be busy."""
-
-    def wait(condition: Callable[[], object]) -> None:
-        end = time.monotonic() + 30
-        while not condition():
-            assert time.monotonic() < end, "waited in vain"
-            time.sleep(0.02)
-
-    return wait
 
 
 @pytest.fixture

@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +17,7 @@ from nnunet_godc.errors import UserError
 from nnunet_godc.study.folder import is_done, job_folder, read_job, read_state, update_state, write_jobs
 from nnunet_godc.study.jobs import Job, Resources, Resume
 from nnunet_godc.study.local import LocalExecutor, last_lines, visible_gpus
-
-WaitUntil = Callable[[Callable[[], object]], None]
+from tests.study.waiting import wait_until
 
 RUNNER = """
 import sys
@@ -219,7 +217,7 @@ class TestOutlivedQueue:
     """A queue that is killed leaves its jobs running; the next one leaves them what they have."""
 
     @pytest.fixture
-    def outlived(self, study: Study, wait_until: WaitUntil, monkeypatch: pytest.MonkeyPatch) -> Study:
+    def outlived(self, study: Study, monkeypatch: pytest.MonkeyPatch) -> Study:
         """A study whose first job runs on the second of two GPUs until there is a `gate`, without its queue."""
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,7")
         shows = f"gpu = os.environ['CUDA_VISIBLE_DEVICES']; open({str(study.diary)!r}, 'a').write(f'on {{gpu}}\\n')\n"
@@ -233,7 +231,7 @@ class TestOutlivedQueue:
             runner.kill()
         return study
 
-    def test_its_gpu_stays_its_own(self, outlived: Study, wait_until: WaitUntil) -> None:
+    def test_its_gpu_stays_its_own(self, outlived: Study) -> None:
         gate = outlived.folder / "gate"
         shows = f"open({str(outlived.folder)!r} + '/gpu', 'a').write(os.environ['CUDA_VISIBLE_DEVICES'])\n"
         outlived.add("new", shows, resources=Resources(gpus=1))
@@ -264,7 +262,7 @@ class TestOutlivedQueue:
         assert outlived.statuses["needs it"] == "not run"
         assert outlived.ran.count("second") == 1
 
-    def test_one_whose_end_nobody_told_runs_again(self, outlived: Study, wait_until: WaitUntil) -> None:
+    def test_one_whose_end_nobody_told_runs_again(self, outlived: Study) -> None:
         outlived.add("new", resources=Resources(gpus=1))
         with outlived.start() as runner:
             wait_until(lambda: outlived.statuses["new"] == "done")
@@ -277,7 +275,7 @@ class TestOutlivedQueue:
         assert outlived.ran.count("second") == 2
         assert outlived.statuses["second"] == "done"
 
-    def test_the_end_of_the_next_queue_ends_it_too(self, outlived: Study, wait_until: WaitUntil) -> None:
+    def test_the_end_of_the_next_queue_ends_it_too(self, outlived: Study) -> None:
         outlived.add("new", resources=Resources(gpus=1))
         with outlived.start() as runner:
             wait_until(lambda: outlived.statuses["new"] == "done")
@@ -300,9 +298,7 @@ class TestInterruption:
         return gate
 
     @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-    def test_a_signal_ends_the_running_job(
-        self, study: Study, gate: Path, wait_until: WaitUntil, number: signal.Signals
-    ) -> None:
+    def test_a_signal_ends_the_running_job(self, study: Study, gate: Path, number: signal.Signals) -> None:
         with study.start() as runner:
             wait_until(lambda: study.ran == ["first", "second"])
             group = read_state(study.folder, "second").group
@@ -317,7 +313,7 @@ class TestInterruption:
         assert study.ran == ["first", "second", "second", "third"]
 
     def test_a_killed_queue_leaves_its_job_running_and_the_next_one_waits_for_it(
-        self, study: Study, gate: Path, wait_until: WaitUntil
+        self, study: Study, gate: Path
     ) -> None:
         with study.start() as runner:
             wait_until(lambda: study.ran == ["first", "second"])
@@ -330,9 +326,7 @@ class TestInterruption:
             assert runner.wait() == 0
         assert study.ran == ["first", "second", "third"]
 
-    def test_cancelling_ends_a_job_that_nobody_watches_any_more(
-        self, study: Study, gate: Path, wait_until: WaitUntil
-    ) -> None:
+    def test_cancelling_ends_a_job_that_nobody_watches_any_more(self, study: Study, gate: Path) -> None:
         with study.start() as runner:
             wait_until(lambda: study.ran == ["first", "second"])
             watcher = read_state(study.folder, "second").pid

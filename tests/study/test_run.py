@@ -7,7 +7,8 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,8 +22,8 @@ from nnunet_godc.study.job_lock import is_held, job_lock
 from nnunet_godc.study.jobs import Job
 from nnunet_godc.study.run import cancel_study, read_study_folder, run_study, study_lock
 from nnunet_godc.study.study_file import read_study
+from tests.study.waiting import wait_until
 
-WaitUntil = Callable[[Callable[[], object]], None]
 Pretend = Callable[[str, str], None]
 
 SMALL = """\
@@ -73,6 +74,17 @@ class Workspace:
         (self.root / "study.yaml").write_text(text)
         command = [sys.executable, "-c", RUNNER, str(self.root)]
         return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+    @contextmanager
+    def training(self) -> Iterator[subprocess.Popen[str]]:
+        """A run whose trainings last until `go_on` is called."""
+        (self.root / "wait").touch()
+        with self.start() as process:
+            wait_until(lambda: self.trained)
+            yield process
+
+    def go_on(self) -> None:
+        (self.root / "wait").unlink()
 
     @property
     def called(self) -> list[str]:
@@ -318,18 +330,14 @@ class TestEditedAtWork:
         pretend("squeue", "echo '104|CANCELLED|None'")
         assert submitted.run(SMALL.replace("[0, 1]", "[0, 1, 2]"))
 
-    def test_a_training_that_outlived_its_queue_does_not_change(
-        self, workspace: Workspace, wait_until: WaitUntil
-    ) -> None:
-        (workspace.root / "wait").touch()
-        with workspace.start() as first:
-            wait_until(lambda: workspace.trained)
+    def test_a_training_that_outlived_its_queue_does_not_change(self, workspace: Workspace) -> None:
+        with workspace.training() as first:
             first.kill()
         before = workspace.files()
         with pytest.raises(UserError, match=f"changes what runs or waits already: {TRAINING}0;"):
             workspace.run(SMALL.replace("device: cpu", "device: mps"))
         assert workspace.files() == before
-        (workspace.root / "wait").unlink()
+        workspace.go_on()
         assert workspace.run()
         assert workspace.trained == ["0 nnUNetTrainer", "1 nnUNetTrainer"]
 
@@ -369,10 +377,8 @@ class TestOtherExecutor:
         assert on_slurm.run()
         assert read_state(on_slurm.out, f"{TRAINING}0").scheduler_id == ""
 
-    def test_a_job_that_runs_here_is_not_submitted_too(self, workspace: Workspace, wait_until: WaitUntil) -> None:
-        (workspace.root / "wait").touch()
-        with workspace.start() as first:
-            wait_until(lambda: workspace.trained)
+    def test_a_job_that_runs_here_is_not_submitted_too(self, workspace: Workspace) -> None:
+        with workspace.training() as first:
             first.kill()
         before = workspace.files()
         with pytest.raises(UserError, match=f"{TRAINING}0 runs on .* itself; .*--executor local"):
@@ -384,22 +390,18 @@ class TestOtherExecutor:
 class TestExclusion:
     """One process runs a study."""
 
-    def test_a_second_run_says_who_runs_it(self, workspace: Workspace, wait_until: WaitUntil) -> None:
-        (workspace.root / "wait").touch()
-        with workspace.start() as first:
-            wait_until(lambda: workspace.trained)
+    def test_a_second_run_says_who_runs_it(self, workspace: Workspace) -> None:
+        with workspace.training() as first:
             with pytest.raises(UserError, match=rf"is being run by process {first.pid} on .*study cancel"):
                 workspace.run()
-            (workspace.root / "wait").unlink()
+            workspace.go_on()
             assert first.wait() == 0
         assert len(workspace.trained) == 2
 
-    def test_the_lock_of_a_killed_run_is_free(self, workspace: Workspace, wait_until: WaitUntil) -> None:
-        (workspace.root / "wait").touch()
-        with workspace.start() as first:
-            wait_until(lambda: workspace.trained)
+    def test_the_lock_of_a_killed_run_is_free(self, workspace: Workspace) -> None:
+        with workspace.training() as first:
             first.kill()
-        (workspace.root / "wait").unlink()
+        workspace.go_on()
         assert workspace.run()
         # the training went on by itself, and was waited for
         assert workspace.trained == ["0 nnUNetTrainer", "1 nnUNetTrainer"]
@@ -415,21 +417,17 @@ class TestInterruption:
     """Ctrl-C, SIGTERM and `study cancel`."""
 
     @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-    def test_the_next_run_goes_on(self, workspace: Workspace, wait_until: WaitUntil, number: signal.Signals) -> None:
-        (workspace.root / "wait").touch()
-        with workspace.start() as first:
-            wait_until(lambda: workspace.trained)
+    def test_the_next_run_goes_on(self, workspace: Workspace, number: signal.Signals) -> None:
+        with workspace.training() as first:
             first.send_signal(number)
             assert first.wait() != 0
         assert workspace.statuses()[f"{TRAINING}0"] == "interrupted"
-        (workspace.root / "wait").unlink()
+        workspace.go_on()
         assert workspace.run()
         assert workspace.trained == ["0 nnUNetTrainer", "0 nnUNetTrainer", "1 nnUNetTrainer"]
 
-    def test_cancelling_ends_the_run_and_its_job(self, workspace: Workspace, wait_until: WaitUntil) -> None:
-        (workspace.root / "wait").touch()
-        with workspace.start() as first:
-            wait_until(lambda: workspace.trained)
+    def test_cancelling_ends_the_run_and_its_job(self, workspace: Workspace) -> None:
+        with workspace.training() as first:
             assert cancel_study(workspace.out) == 1
             assert first.wait() != 0
         assert workspace.statuses()[f"{TRAINING}0"] == "interrupted"
@@ -441,9 +439,7 @@ class TestInterruption:
         with pytest.raises(UserError, match=f"{EVALUATION} could not be ended from here, it runs on elsewhere"):
             cancel_study(workspace.out)
 
-    def test_cancelling_ends_a_job_that_waits_for_another_study(
-        self, workspace: Workspace, wait_until: WaitUntil
-    ) -> None:
+    def test_cancelling_ends_a_job_that_waits_for_another_study(self, workspace: Workspace) -> None:
         workspace.run()
         _, jobs = read_study_folder(workspace.out)
         (training,) = (job for job in jobs if job.id == f"{TRAINING}1")

@@ -17,6 +17,7 @@ from nnunet_godc.study.folder import is_done, job_folder, read_state, update_sta
 from nnunet_godc.study.job_lock import job_lock
 from nnunet_godc.study.jobs import Job, Resume
 from nnunet_godc.study.run_job import run_job
+from tests.study.waiting import wait_until
 
 ReadOnly = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -38,13 +39,6 @@ def start(folder: Path, job_id: str = "job") -> subprocess.Popen[bytes]:
 def start_when(condition: Callable[[], object], folder: Path) -> subprocess.Popen[bytes]:
     wait_until(condition)
     return start(folder)
-
-
-def wait_until(condition: Callable[[], object]) -> None:
-    end = time.monotonic() + 30
-    while not condition():
-        assert time.monotonic() < end, "waited in vain"
-        time.sleep(0.02)
 
 
 def test_a_job_leaves_its_state_and_everything_it_printed(tmp_path: Path) -> None:
