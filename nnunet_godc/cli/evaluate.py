@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from nnunet_godc.errors import UserError
+from nnunet_godc.seeded_names import without_seed
 from nnunet_godc.workers import available_cores
 
 if TYPE_CHECKING:
@@ -94,11 +95,11 @@ def run(arguments: argparse.Namespace) -> int:
 
     from nnunet_godc.evaluation.case import Options
     from nnunet_godc.evaluation.evaluate import evaluate, lesion_labels
-    from nnunet_godc.evaluation.reporting import check_baseline, variant_of, write_report
+    from nnunet_godc.evaluation.reporting import check_baseline, write_report
 
     results = _find(arguments)
     if arguments.baseline is not None:
-        check_baseline(arguments.baseline, {variant_of(result.trainer) for result in results})
+        check_baseline(arguments.baseline, {without_seed(result.trainer) for result in results})
     groups = set(GROUPS) if "all" in arguments.metrics else set(arguments.metrics)
     lesions = lesion_labels(results, arguments.lesions) if "lesions" in groups else ()
     options = Options(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,12 +22,12 @@ from nnunet_godc.evaluation.records import comparison_row, csv_text, json_text, 
 from nnunet_godc.evaluation.statistics import LEVEL, RESAMPLES
 from nnunet_godc.evaluation.summary import Summary, summarise
 from nnunet_godc.replacing import replacing_all
+from nnunet_godc.seeded_names import without_seed
 from nnunet_godc.spelling import nearest_name
 
 FEWEST_RESAMPLES = 1000
 LONGEST = 40  # comparisons in a table for people; of more, it holds those that claim a difference
 
-_SEED = re.compile(r"_seed\d+$")
 _OF_LESION = ("dataset", "configuration", "plans", "trainer", "fold", "case", "patient", "label", "lesion", "bin")
 _LATEX_HEAD = r"""% Written by nnunet-godc, for \input. Before \begin{document}:
 % \usepackage{booktabs,graphicx}
@@ -102,7 +101,7 @@ def write_report(
     _check_trainers(names, set(measurements["trainer"]))
 
     def called(trainer: str) -> str:
-        return variant_of(trainer) if variants is None else names.get(trainer, trainer)
+        return without_seed(trainer) if variants is None else names.get(trainer, trainer)
 
     frames = [(measurements, False)]
     if lesions is not None and not lesions.empty:
@@ -142,11 +141,6 @@ def write_report(
             f"cannot write the report to {out}: {error.strerror or error}{where}; mend that, or choose another folder"
         ) from error
     return paths
-
-
-def variant_of(trainer: str) -> str:
-    """The trainer's name without its seed: what it is called where nothing else is said."""
-    return _SEED.sub("", trainer)
 
 
 def check_resamples(resamples: int) -> None:

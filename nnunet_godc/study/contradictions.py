@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 
+from nnunet_godc.seeded_names import without_seed
 from nnunet_godc.spelling import nearest_trainer_name
 from nnunet_godc.study.definition import PLANNERS, Definition
 from nnunet_godc.study.problems import Problem
@@ -20,10 +20,10 @@ def contradictions(definition: Definition) -> Iterator[Problem]:
         sentence = "fold all validates on the cases that it was trained on; train it in a study of its own."
         yield Problem(("folds", definition.folds.index("all")), sentence)
     for index, trainer in enumerate(definition.trainers):
-        if definition.seeds and re.search(r"_seed\d+$", trainer):
+        if definition.seeds and without_seed(trainer) != trainer:
             yield Problem(("trainers", index), f"{trainer} has a seed already; leave it out here or in seeds.")
     baseline = definition.evaluate.get("baseline")
-    variants = {re.sub(r"_seed\d+$", "", trainer) for trainer in definition.trainers}
+    variants = {without_seed(trainer) for trainer in definition.trainers}
     if isinstance(baseline, str) and baseline not in variants:
         near = nearest_trainer_name(baseline, variants)
         hint = f"did you mean {near}?" if near else f"they are {', '.join(sorted(variants))}."

@@ -8,6 +8,8 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 from pydantic_core import PydanticCustomError
 
+from nnunet_godc.seeded_names import with_seed
+
 Configuration = Literal["2d", "3d_fullres", "3d_lowres", "3d_cascade_fullres"]
 
 
@@ -189,7 +191,7 @@ class Study(Block):
         """Every trainer, once with every seed in its name where there are seeds."""
         if not self.definition.seeds:
             return list(self.definition.trainers)
-        return [f"{trainer}_seed{seed}" for trainer in self.definition.trainers for seed in self.definition.seeds]
+        return [with_seed(trainer, seed) for trainer in self.definition.trainers for seed in self.definition.seeds]
 
     def model(self, dataset: str, trainer: str, plans: str, configuration: str) -> Path:
         """Where nnU-Net keeps the folds of one model."""

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterator, Sequence
 from itertools import product
 from pathlib import Path
 from typing import Any
 
+from nnunet_godc.seeded_names import seed_of, without_seed
 from nnunet_godc.study.definition import PLANNERS, Plans, Study
 from nnunet_godc.study.jobs import Job, Kind, Resources, Resume
 
@@ -184,7 +184,7 @@ class _Planner:
             ),
             lock=str(folder / LOCK),
             plans_file=str(self.study.plans_file(dataset, plans)),
-            seed=_seed(trainer) if self.definition.seeds else None,
+            seed=seed_of(trainer) if self.definition.seeds else None,
         )
 
     def _predictions(self, dataset: str) -> Iterator[Job]:
@@ -274,7 +274,7 @@ def evaluation_command(
         assert definition.predict.references is not None
         what = ("-pred", *what, "-ref", str(Path(study.raw, dataset, definition.predict.references)))
     asked = dict(definition.evaluate)
-    if asked.get("baseline") not in {re.sub(r"_seed\d+$", "", path.name.partition("__")[0]) for path in results}:
+    if asked.get("baseline") not in {without_seed(path.name.partition("__")[0]) for path in results}:
         asked.pop("baseline", None)
     options = [word for name, value in asked.items() for word in option_words(name, value)]
     out = evaluation_folder(folder, dataset, held_out=held_out)
@@ -305,7 +305,3 @@ def _id(kind: Kind, *names: str) -> str:
 def _number(dataset: str) -> str:
     """nnU-Net's planning knows datasets by number alone."""
     return str(int(dataset[7:10]))
-
-
-def _seed(trainer: str) -> int:
-    return int(trainer.rpartition("_seed")[2])

@@ -15,6 +15,8 @@ from batchgenerators.dataloading.nondet_multi_threaded_augmenter import NonDetMu
 from batchgenerators.dataloading.single_threaded_augmenter import SingleThreadedAugmenter
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
+from nnunet_godc import seeded_names
+
 SUFFIX = re.compile(r"(?P<trainer>.+)_seed(?P<seed>0|[1-9]\d{0,8})")
 # What draws random numbers in a training, each from a stream of its own: how much one draws shifts no other.
 _NETWORK, _TRAINING_BATCHES, _VALIDATION_BATCHES, _STEPS = range(4)
@@ -118,7 +120,7 @@ def with_seed(trainer: type[nnUNetTrainer], seed: int, module: str) -> type[nnUN
         seed: at least 0.
         module: where the class will be an attribute; its `__module__`.
     """
-    name = f"{trainer.__name__}_seed{seed}"
+    name = seeded_names.with_seed(trainer.__name__, seed)
     members = {"seed": seed, "__module__": module, "__doc__": f"{trainer.__name__} with the seed {seed}."}
     return type(name, (SeededMixin, trainer), members)
 

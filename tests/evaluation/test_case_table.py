@@ -5,6 +5,7 @@ import pytest
 from nnunet_godc.errors import UserError
 from nnunet_godc.evaluation.case_table import ALL_STATES, MISSING, Question, case_tables, patient_means
 from nnunet_godc.evaluation.metrics import ABSENT_IN_BOTH, ABSENT_IN_PREDICTION
+from nnunet_godc.seeded_names import without_seed
 from tests.evaluation.measured import measured
 
 NAN = float("nan")
@@ -12,10 +13,6 @@ NAN = float("nan")
 
 def tables(*frames, variant_of=lambda trainer: trainer):
     return case_tables(pd.concat(frames, ignore_index=True), variant_of)
-
-
-def without_seed(trainer):
-    return trainer.partition("_seed")[0]
 
 
 def state(table, method, case, question=0):
