@@ -16,9 +16,10 @@ from nnunet_godc.demo.commands import (
     run_command,
 )
 from nnunet_godc.demo.figure import draw_case
-from nnunet_godc.demo.phantom import LIVER, TUMOUR
-from nnunet_godc.demo.table import Counts, format_table, read_counts, table_rows, write_csv
+from nnunet_godc.demo.table import MEAN, format_table, score_table, write_csv
 from nnunet_godc.errors import UserError
+from nnunet_godc.evaluation.evaluate import MEASUREMENTS
+from nnunet_godc.evaluation.table import read_measurements
 from nnunet_godc.shrunken_plans import CONFIGURATION, write_shrunken_plans
 
 DATASET_ID = 500
@@ -27,7 +28,7 @@ FILE_ENDING = ".nii.gz"
 TRAINER = "nnUNetTrainerGODCLFAMDemo"
 PLANS = "nnUNetPlansDemo"
 FOLDS = (0, 1)
-LABELS = {"liver": LIVER, "tumour": TUMOUR}
+LABELS = ("liver", "tumour")
 LEARNT = 0.85  # liver Dice on the held-out cases that tells a network which learnt from one which did not
 
 README = "README.txt"
@@ -36,6 +37,7 @@ Running the demo again with this folder writes all of the following anew and lea
 
 metrics.txt          Dice, precision and recall on the held-out cases
 metrics.csv          the same, for a spreadsheet
+evaluation           everything that nnunet-godc evaluate measures; its report.md
 figures              one picture per held-out case: image, reference, prediction
 logs                 what nnU-Net's commands printed
 predictions          of each fold, and of their ensemble
@@ -97,6 +99,10 @@ class DemoFolder:
         return self.out / "metrics.csv"
 
     @property
+    def evaluation(self) -> Path:
+        return self.out / "evaluation"
+
+    @property
     def preview(self) -> Path:
         return self.out / "preview.png"
 
@@ -141,7 +147,7 @@ class DemoFolder:
             file.unlink(missing_ok=True)
 
     def _folders(self) -> tuple[Path, ...]:
-        return self.raw, self.preprocessed, self.results, self.logs, self.predictions, self.figures
+        return self.raw, self.preprocessed, self.results, self.logs, self.predictions, self.evaluation, self.figures
 
 
 def run_demo(out: Path) -> None:
@@ -179,7 +185,7 @@ def run_demo(out: Path) -> None:
     commands.evaluate()
 
     _heading("8/8  Table and pictures")
-    _write_results(folder, read_counts(folder.ensemble / "summary.json", LABELS))
+    _write_results(folder)
     print(f"\nThe demo took {duration(time.monotonic() - started)}.", flush=True)
 
 
@@ -219,7 +225,7 @@ class _Commands:
         )
 
     def train(self, fold: int) -> None:
-        watch = TrainingWatcher(self.folder.model / f"fold_{fold}" / "debug.json", labels=list(LABELS))
+        watch = TrainingWatcher(self.folder.model / f"fold_{fold}" / "debug.json", labels=LABELS)
         self._run(
             f"train_fold_{fold}",
             *("nnUNetv2_train", str(DATASET_ID), CONFIGURATION, str(fold), "-tr", TRAINER, "-p", PLANS),
@@ -245,11 +251,17 @@ class _Commands:
         self._run("ensemble", "nnUNetv2_ensemble", "-i", *folds, "-o", str(self.folder.ensemble), "-np", "1")
 
     def evaluate(self) -> None:
+        plans = self.folder.preprocessed / DATASET_NAME / f"{PLANS}.json"
+        references = str(self.folder.dataset / "labelsTs")
+        described = ("-djfile", str(self.folder.dataset / "dataset.json"), "-pfile", str(plans))
         self._run(
             "evaluate",
-            *("nnUNetv2_evaluate_folder", str(self.folder.dataset / "labelsTs")),
-            *(str(self.folder.ensemble), "-djfile", str(self.folder.dataset / "dataset.json")),
-            *("-pfile", str(self.folder.preprocessed / DATASET_NAME / f"{PLANS}.json"), "-np", "1"),
+            *("nnUNetv2_evaluate_folder", references, str(self.folder.ensemble), *described, "-np", "1"),
+        )
+        self._run(
+            "measure",
+            *("nnunet-godc", "evaluate", "-pred", str(self.folder.ensemble), "-ref", references, *described),
+            *("--out", str(self.folder.evaluation), "-np", "0"),
         )
 
     def _run(self, step: str, *command: str, watch: Watcher | None = None, **variables: str) -> None:
@@ -257,28 +269,30 @@ class _Commands:
         run_command(command, log=self.folder.logs / f"{step}.txt", environment=environment, watch=watch)
 
 
-def _write_results(folder: DemoFolder, counts: dict[str, dict[str, Counts]]) -> None:
-    rows = table_rows(counts)
-    table = format_table(rows)
+def _write_results(folder: DemoFolder) -> None:
+    scores = score_table(read_measurements(folder.evaluation / MEASUREMENTS))
+    table = format_table(scores)
     folder.metrics_text.write_text(table + "\n")
-    write_csv(folder.metrics_csv, rows)
-    for name, labels in counts.items():
+    write_csv(folder.metrics_csv, scores)
+    dice = scores["Dice"]
+    for name in scores.index.unique("case").drop(MEAN):
         draw_case(
             folder.dataset / "imagesTs" / f"{name}_0000{FILE_ENDING}",
             folder.dataset / "labelsTs" / f"{name}{FILE_ENDING}",
             folder.ensemble / f"{name}{FILE_ENDING}",
             folder.figures / f"{name}.png",
             title=f"{name}, held out",
-            score=", ".join(f"{label} Dice {count.dice:.2f}" for label, count in labels.items()),
+            score=", ".join(f"{label} Dice {dice[name, label]:.2f}" for label in LABELS),
         )
 
     print(f"\nHeld-out cases, ensemble of {len(FOLDS)} folds:\n\n{table}\n")
-    liver = next(row.dice for row in rows if (row.case, row.label) == ("mean", "liver"))
+    liver = dice[MEAN, "liver"]
     if liver > LEARNT:
         print(f"The networks learnt: mean liver Dice {liver:.2f} is above {LEARNT}.")
     else:
         print(f"The networks did NOT learn as they should: mean liver Dice {liver:.2f} is not above {LEARNT}.")
     print(f"Pictures: {folder.figures}\nTable:    {folder.metrics_text} and {folder.metrics_csv.name}")
+    print(f"Report:   {folder.evaluation / 'report.md'}")
 
 
 def _heading(text: str) -> None:

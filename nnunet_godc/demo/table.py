@@ -1,115 +1,43 @@
-"""Dice, precision and recall from the counts in nnU-Net's summary.json."""
+"""The demo's table: Dice, precision and recall of each held-out case."""
 
 from __future__ import annotations
 
-import csv
-import json
-import math
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
+import pandas as pd
 
-@dataclass(frozen=True)
-class Counts:
-    """Voxels of one label in one case, against the reference; a ratio without voxels is NaN."""
+from nnunet_godc.evaluation.metrics import DICE, PRECISION, RECALL
 
-    true_positive: int
-    false_positive: int
-    false_negative: int
-
-    @property
-    def dice(self) -> float:
-        return _ratio(2 * self.true_positive, 2 * self.true_positive + self.false_positive + self.false_negative)
-
-    @property
-    def precision(self) -> float:
-        return _ratio(self.true_positive, self.true_positive + self.false_positive)
-
-    @property
-    def recall(self) -> float:
-        return _ratio(self.true_positive, self.true_positive + self.false_negative)
+MEAN = "mean"
+_METRICS = {DICE: "Dice", PRECISION: "precision", RECALL: "recall"}
 
 
-@dataclass(frozen=True)
-class Row:
-    """One line of the table: a label in one case, or its mean over cases."""
-
-    case: str
-    label: str
-    dice: float
-    precision: float
-    recall: float
-
-
-def read_counts(summary: Path, labels: Mapping[str, int]) -> dict[str, dict[str, Counts]]:
-    """Counts per case and label name from the summary.json that nnUNetv2_evaluate_folder writes.
+def score_table(measurements: pd.DataFrame) -> pd.DataFrame:
+    """Every label in every case, then the means over the cases where a metric is defined.
 
     Args:
-        summary: the file.
-        labels: value of each label by name.
+        measurements: of one training, as `nnunet_godc.evaluation.table.read_measurements` gives them.
+
+    Returns:
+        One row per case and label, which are its index, and a column per metric; NaN where it is not defined.
     """
-    cases = json.loads(summary.read_text())["metric_per_case"]
-    return {
-        Path(case["prediction_file"]).name.removesuffix(".nii.gz"): {
-            name: Counts(*(int(case["metrics"][str(value)][count]) for count in ("TP", "FP", "FN")))
-            for name, value in labels.items()
-        }
-        for case in cases
-    }
+    text = dict.fromkeys(("case", "label", "metric"), "str")
+    scores = measurements.astype(text).pivot(index=["case", "label"], columns="metric", values="value")
+    scores = scores[list(_METRICS)].rename(columns=_METRICS)
+    means = scores.groupby("label").mean()
+    return pd.concat([scores, pd.concat({MEAN: means}, names=["case"])])
 
 
-def table_rows(counts: Mapping[str, Mapping[str, Counts]]) -> list[Row]:
-    """Every case, then the mean; each metric averages over the cases where it is defined, and is NaN if it is nowhere.
-
-    Args:
-        counts: counts per case and label, as `read_counts` gives them.
-    """
-    rows = [
-        Row(case, label, count.dice, count.precision, count.recall)
-        for case, labels in counts.items()
-        for label, count in labels.items()
-    ]
-    means = [
-        Row(
-            "mean",
-            label,
-            dice=_mean(row.dice for row in rows if row.label == label),
-            precision=_mean(row.precision for row in rows if row.label == label),
-            recall=_mean(row.recall for row in rows if row.label == label),
-        )
-        for label in dict.fromkeys(row.label for row in rows)
-    ]
-    return rows + means
-
-
-def format_table(rows: Iterable[Row]) -> str:
-    """The rows as aligned text; an undefined metric is a dash."""
-    rows = list(rows)
-    width = max(len("case"), *(len(row.case) for row in rows))
-    lines = [f"{'case':<{width}} {'label':<8} {'Dice':>9} {'precision':>9} {'recall':>9}"]
-    for row in rows:
-        numbers = " ".join(
-            f"{'-' if math.isnan(number) else f'{number:.3f}':>9}" for number in (row.dice, row.precision, row.recall)
-        )
-        lines.append(f"{row.case:<{width}} {row.label:<8} {numbers}")
+def format_table(scores: pd.DataFrame) -> str:
+    """The table as aligned text; an undefined metric is a dash."""
+    width = max(len("case"), *(len(case) for case, _ in scores.index))
+    lines = [f"{'case':<{width}} {'label':<8} " + " ".join(f"{metric:>9}" for metric in scores.columns)]
+    for (case, label), numbers in scores.iterrows():
+        shown = ("-" if pd.isna(number) else f"{number:.3f}" for number in numbers)
+        lines.append(f"{case:<{width}} {label:<8} " + " ".join(f"{number:>9}" for number in shown))
     return "\n".join(lines)
 
 
-def write_csv(path: Path, rows: Iterable[Row]) -> None:
-    """The rows as CSV with six decimals; an undefined metric is an empty field."""
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(["case", "label", "dice", "precision", "recall"])
-        for row in rows:
-            numbers = ("" if math.isnan(value) else f"{value:.6f}" for value in (row.dice, row.precision, row.recall))
-            writer.writerow([row.case, row.label, *numbers])
-
-
-def _ratio(numerator: int, denominator: int) -> float:
-    return numerator / denominator if denominator else math.nan
-
-
-def _mean(values: Iterable[float]) -> float:
-    defined = [value for value in values if not math.isnan(value)]
-    return sum(defined) / len(defined) if defined else math.nan
+def write_csv(path: Path, scores: pd.DataFrame) -> None:
+    """The table as CSV with six decimals; an undefined metric is an empty field."""
+    scores.rename(columns=str.lower).to_csv(path, float_format="%.6f", lineterminator="\n")
