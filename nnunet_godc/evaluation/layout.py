@@ -31,6 +31,7 @@ DISTANCES = (
     "A mean distance is made by its largest ones, and its interval is too narrow even for a hundred patients; "
     "statistics.csv has medians, whose intervals hold."
 )
+WITHOUT = "No interval: fewer than four patients, or too few of them differ from the others to tell the spread."
 SIGNED = "Volume errors: the mean is signed and tells the bias; comparisons are of the distances from zero."
 
 
@@ -144,9 +145,12 @@ def _result_grid(
         for method in methods
     ]
     told = [BOLD] if comparisons else []
-    if any(entry.patients < FEW_PATIENTS for entry in entries.values()):
+    with_interval = [entry for entry in entries.values() if math.isfinite(entry.low)]
+    if any(math.isfinite(entry.mean) and not math.isfinite(entry.low) for entry in entries.values()):
+        told.append(WITHOUT)
+    if any(entry.patients < FEW_PATIENTS for entry in with_interval):
         told.append(FEW)
-    if any(shown(question.metric).unit == "mm" for question in questions):
+    if any(shown(entry.question.metric).unit == "mm" for entry in with_interval):
         told.append(DISTANCES)
     if any(better(question.metric) == "zero" for question in questions):
         told.append(SIGNED)
@@ -188,7 +192,8 @@ def _headings(questions: Sequence[Question], marks: Sequence[tuple[int, ...]]) -
 def _caption(entries: Sequence[Summary]) -> str:
     what = "lesions" if entries[0].question.bin else "cases"
     numbers = (_range(entry.cases for entry in entries), _range(entry.patients for entry in entries))
-    return f"means over {what} [95 % interval over patients], {numbers[0]} {what} of {numbers[1]} patients."
+    interval = " [95 % interval over patients]" if any(math.isfinite(entry.low) for entry in entries) else ""
+    return f"means over {what}{interval}, {numbers[0]} {what} of {numbers[1]} patients."
 
 
 def _range(numbers: Iterable[int]) -> str:

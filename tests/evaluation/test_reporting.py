@@ -323,6 +323,19 @@ def test_few_patients_are_a_reason_for_caution(random, tmp_path):
     assert "A mean distance" not in text
 
 
+def test_where_there_is_no_interval_the_report_says_so_and_warns_of_none(tmp_path):
+    three = measured({"A": [3.0, 4.0, 6.0]}, metric="HD95 (mm)")
+    text = report(tmp_path, three)
+    assert "Means over cases, 3 cases of 3 patients" in text
+    assert "No interval: fewer than four patients" in text
+    assert "Fewer than 50 patients" not in text
+    assert "A mean distance" not in text
+
+
+def test_where_there_are_intervals_nothing_is_said_of_none(random, tmp_path):
+    assert "No interval" not in report(tmp_path, measured({"A": random.random(8)}))
+
+
 def test_lesions_are_reported_by_volume(tmp_path):
     bins = ["below 1 ml", "1 ml or more"] * 10
     small, large = [1, 0, 0, 0, 1, 0, 0, 1, 0, 0], [1] * 10
