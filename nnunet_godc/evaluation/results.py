@@ -340,8 +340,8 @@ def _read_json(path: Path) -> dict[str, Any]:
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(
-            f"{path} is missing; nnU-Net puts dataset.json and plans.json beside what it writes, or give them with "
-            "-djfile and -pfile"
+            f"{path} is missing; nnU-Net puts dataset.json and plans.json beside its results and predictions, beside "
+            "ensembles dataset.json alone; put it there, or give it with -djfile or -pfile"
         ) from None
     except (OSError, ValueError, RecursionError):
         raise UserError(

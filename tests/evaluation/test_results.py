@@ -200,7 +200,7 @@ def test_predictions_within_the_results_keep_their_trainer(folders: Path):
 @pytest.mark.parametrize(
     ("spoil", "sentence"),
     [
-        (lambda folder: (folder / "plans.json").unlink(), "plans.json is missing"),
+        (lambda folder: (folder / "plans.json").unlink(), "plans.json is missing; .*give it with -djfile or -pfile"),
         (lambda folder: (folder / "dataset.json").write_text("{"), "dataset.json cannot be read, or is no JSON"),
         (lambda folder: (folder / "dataset.json").write_text("[]"), "does not hold what nnU-Net writes"),
         (lambda folder: (folder / "dataset.json").write_text('{"labels": {"liver": 1}}'), "Background label not"),
