@@ -251,16 +251,11 @@ class _Commands:
         self._run("ensemble", "nnUNetv2_ensemble", "-i", *folds, "-o", str(self.folder.ensemble), "-np", "1")
 
     def evaluate(self) -> None:
-        plans = self.folder.preprocessed / DATASET_NAME / f"{PLANS}.json"
-        references = str(self.folder.dataset / "labelsTs")
-        described = ("-djfile", str(self.folder.dataset / "dataset.json"), "-pfile", str(plans))
+        plans = self.folder.preprocessed / DATASET_NAME / f"{PLANS}.json"  # nnU-Net puts none beside an ensemble
         self._run(
             "evaluate",
-            *("nnUNetv2_evaluate_folder", references, str(self.folder.ensemble), *described, "-np", "1"),
-        )
-        self._run(
-            "measure",
-            *("nnunet-godc", "evaluate", "-pred", str(self.folder.ensemble), "-ref", references, *described),
+            *("nnunet-godc", "evaluate", "-pred", str(self.folder.ensemble)),
+            *("-ref", str(self.folder.dataset / "labelsTs"), "-pfile", str(plans)),
             *("--out", str(self.folder.evaluation), "-np", "0"),
         )
 
