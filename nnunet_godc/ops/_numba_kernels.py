@@ -47,11 +47,11 @@ def _strip(vectors: int) -> Any:
     six, four, two, one = (multiply_block(rows, vectors) for rows in (6, 4, 2, 1))
 
     @_inlined
-    def add(a, a_at, a_row, a_step, b, b_at, b_row, c, c_at, c_row, m, k):  # type: ignore[no-untyped-def]
+    def add_strip(a, a_at, a_row, a_step, b, b_at, b_row, c, c_at, c_row, m, k):  # type: ignore[no-untyped-def]
         i = 0
         while i < m:
             left, into, rows = a_at + i * a_row, c_at + i * c_row, m - i
-            if rows >= 6 and rows != 8:
+            if rows >= 6 and rows != 8:  # eight are two fours
                 six(a, left, a_row, a_step, b, b_at, b_row, c, into, c_row, k)
                 i += 6
             elif rows >= 4:
@@ -64,7 +64,7 @@ def _strip(vectors: int) -> Any:
                 one(a, left, a_row, a_step, b, b_at, b_row, c, into, c_row, k)
                 i += 1
 
-    return add
+    return add_strip
 
 
 _wide, _narrow = _strip(2), _strip(1)
