@@ -41,7 +41,7 @@ def parse_arguments(
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--device", default="cpu", help="cpu (the default), cuda, cuda:1, ...")
     parser.add_argument("--threads", type=int, default=2, help="threads of PyTorch on the CPU (default: 2)")
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results", help="folder for the results")
+    _add_out(parser)
     if add_options is None:
         parser.add_argument("--seconds", type=float, default=12.0, help="time per case, all candidates together")
     else:
@@ -52,6 +52,18 @@ def parse_arguments(
     # before the benchmark itself puts load on the machine
     arguments.load = load()
     return arguments
+
+
+def parse_cpu_arguments(parser: argparse.ArgumentParser) -> argparse.Namespace:
+    """Of a benchmark that runs on the CPU alone: its own options and the folder for the results."""
+    _add_out(parser)
+    arguments = parser.parse_args()
+    arguments.device, arguments.load = "cpu", load()
+    return arguments
+
+
+def _add_out(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results", help="folder for the results")
 
 
 def check_device(parser: argparse.ArgumentParser, device: str, remedy: str) -> None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -231,13 +230,14 @@ def method_table(studies: int, patients: int) -> list[dict[str, object]]:
 
 
 def main() -> None:
-    from _measure import load, write_report  # here, since the tests use the functions above without torch
+    from _measure import (
+        parse_cpu_arguments,
+        write_report,
+    )  # here, since the tests use the functions above without torch
 
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--studies", type=int, default=10_000, help="simulated studies for each figure")
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results", help="folder for the results")
-    arguments = parser.parse_args()
-    arguments.device, arguments.load = "cpu", load()
+    arguments = parse_cpu_arguments(parser)
 
     rows: list[dict[str, object]] = []
     for name, (subject, draw) in COVERAGE.items():

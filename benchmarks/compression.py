@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from _measure import load, write_report
+from _measure import parse_cpu_arguments, write_report
 from isal import isal_zlib
 
 from nnunet_godc.conversion.dicom import open_series
@@ -44,11 +44,9 @@ def compressors() -> dict[str, Callable[[], object]]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--image", type=Path, default=REAL_CT, help="a CT volume or DICOM folder, default: %(default)s")
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results", help="folder for the results")
-    arguments = parser.parse_args()
+    arguments = parse_cpu_arguments(parser)
     if not arguments.image.exists():
         sys.exit(f"{arguments.image} does not exist; name a CT with --image")
-    arguments.device, arguments.load = "cpu", load()
     source = open_series(arguments.image, Notes()) if arguments.image.is_dir() else open_volume(arguments.image)
     voxels = np.asfortranarray(source.read())
     data = voxels.ravel(order="F").tobytes()

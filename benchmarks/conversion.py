@@ -23,7 +23,7 @@ from pathlib import Path
 
 import numpy as np
 import SimpleITK
-from _measure import load, write_report
+from _measure import parse_cpu_arguments, write_report
 
 from nnunet_godc.conversion.case import CaseSettings, CaseSource, convert_case
 from nnunet_godc.conversion.dataset import PARTS
@@ -203,9 +203,7 @@ def main() -> None:
     parser.add_argument("--cases", type=int, default=20)
     parser.add_argument("--shape", type=int, nargs=3, default=(512, 512, 300))
     parser.add_argument("--work", type=Path, help="folder for some 10 GB of temporary files, default: the system's")
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results", help="folder for the results")
-    arguments = parser.parse_args()
-    arguments.device, arguments.load = "cpu", load()
+    arguments = parse_cpu_arguments(parser)
     i, j, k = arguments.shape
     image_mb = i * j * k * 2 / 1e6
     rows = []

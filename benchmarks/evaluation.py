@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from _measure import load, write_report
+from _measure import parse_cpu_arguments, write_report
 
 TRAINERS, FOLDS, CASES = 15, 5, 1000
 DATASET = "Dataset501_LiTS"
@@ -61,9 +61,7 @@ def case(random: np.random.Generator, path: str) -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results", help="folder for the results")
-    arguments = parser.parse_args()
-    arguments.device, arguments.load = "cpu", load()
+    arguments = parse_cpu_arguments(parser)
     with tempfile.TemporaryDirectory() as scratch:
         folders = write_study(Path(scratch) / "nnUNet_results")
         out = Path(scratch) / "evaluation"

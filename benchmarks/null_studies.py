@@ -7,10 +7,9 @@ rule, and reports say so. This says how often.
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
 import numpy as np
-from _measure import load, write_report
+from _measure import parse_cpu_arguments, write_report
 
 from nnunet_godc.evaluation import metrics
 from nnunet_godc.evaluation.case_table import CaseTable, Method, Question
@@ -57,9 +56,7 @@ def claims(table: CaseTable, seed: int) -> int:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--studies", type=int, default=2000, help="simulated studies for each figure")
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results", help="folder for the results")
-    arguments = parser.parse_args()
-    arguments.device, arguments.load = "cpu", load()
+    arguments = parse_cpu_arguments(parser)
 
     rows = []
     for labels, asked in ASKED:

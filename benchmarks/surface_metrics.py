@@ -18,11 +18,10 @@ import time
 import warnings
 from collections.abc import Callable, Sequence
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-from _measure import load, write_report
+from _measure import parse_cpu_arguments, write_report
 from numpy.typing import NDArray
 
 Mask = NDArray[np.bool_]
@@ -194,12 +193,10 @@ def measure(name: str) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", choices=CANDIDATES, help=argparse.SUPPRESS)
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results", help="folder for the results")
-    arguments = parser.parse_args()
+    arguments = parse_cpu_arguments(parser)
     if arguments.only:
         print(json.dumps(measure(arguments.only)))
         return
-    arguments.device, arguments.load = "cpu", load()
     rows = []
     for name in CANDIDATES:
         command = [sys.executable, __file__, "--only", name]
