@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import re
 
-_ENDING = re.compile(r"_seed(\d+)$")
+LIMIT = 10**9  # of seeds
+
+_ENDING = re.compile(r"(?<=.)_seed(\d+)$")
 
 
 def with_seed(trainer: str, seed: int) -> str:

@@ -10,6 +10,6 @@ def test_a_name_is_taken_apart_as_it_was_put_together(seed):
     assert (without_seed(name), seed_of(name)) == ("nnUNetTrainerGODC", seed)
 
 
-@pytest.mark.parametrize("name", ["nnUNetTrainer", "nnUNetTrainer_seed", "nnUNetTrainer_seed3_long", "seed3"])
+@pytest.mark.parametrize("name", ["nnUNetTrainer", "nnUNetTrainer_seed", "nnUNetTrainer_seed3_long", "seed3", "_seed3"])
 def test_a_name_without_a_seed_stays_as_it_is(name):
     assert (without_seed(name), seed_of(name)) == (name, None)

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 from pydantic_core import PydanticCustomError
 
-from nnunet_godc.seeded_names import with_seed
+from nnunet_godc.seeded_names import LIMIT, with_seed
 
 Configuration = Literal["2d", "3d_fullres", "3d_lowres", "3d_cascade_fullres"]
 
@@ -159,7 +159,7 @@ class Definition(Block):
     ]
     trainers: Annotated[list[str], Field(min_length=1)]
     folds: Annotated[list[Fold], Field(min_length=1)] = [0, 1, 2, 3, 4]
-    seeds: list[Annotated[int, Field(ge=0, lt=10**9)]] = []
+    seeds: list[Annotated[int, Field(ge=0, lt=LIMIT)]] = []
     predict: Predict | None = None
     ensemble: bool = False
     evaluate: dict[str, Any] = {}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, ClassVar
@@ -17,7 +16,6 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
 from nnunet_godc import seeded_names
 
-SUFFIX = re.compile(r"(?P<trainer>.+)_seed(?P<seed>0|[1-9]\d{0,8})")
 # What draws random numbers in a training, each from a stream of its own: how much one draws shifts no other.
 _NETWORK, _TRAINING_BATCHES, _VALIDATION_BATCHES, _STEPS = range(4)
 
