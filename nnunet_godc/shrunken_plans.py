@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-CONFIGURATION = "3d_fullres"
+CONFIGURATION = "3d_fullres"  # the one that is kept unless another is named
 
 
 def shrink_plans(
@@ -21,8 +21,9 @@ def shrink_plans(
     stages: int,
     batch_size: int = 2,
     spacing: Sequence[float] | None = None,
+    configuration: str = CONFIGURATION,
 ) -> dict[str, Any]:
-    """A copy of `plans` that holds a small 3d_fullres configuration and nothing else.
+    """A copy of `plans` that holds one small configuration and nothing else.
 
     Kernel sizes, strides and everything about intensities stay nnU-Net's: the first `stages` stages are kept.
 
@@ -34,14 +35,17 @@ def shrink_plans(
         stages: resolutions of the U-Net.
         batch_size: patches per step.
         spacing: target spacing in millimetres along the plan's axes; None keeps the planner's.
+        configuration: nnU-Net's name of the one that is kept.
 
     Raises:
-        ValueError: the plan has no 3d_fullres configuration or fewer stages, or strides do not divide the patch.
+        ValueError: the plan has no such configuration or fewer stages, or the patch has another number of axes or is
+            not divided by the strides.
     """
-    if CONFIGURATION not in plans.get("configurations", {}):
-        raise ValueError(f"plans {plans.get('plans_name')!r} hold no {CONFIGURATION} configuration; plan a 3D dataset")
-    configuration = copy.deepcopy(plans["configurations"][CONFIGURATION])
-    network = configuration["architecture"]["arch_kwargs"]
+    if configuration not in plans.get("configurations", {}):
+        hint = "; plan a 3D dataset" if configuration == CONFIGURATION else ""
+        raise ValueError(f"plans {plans.get('plans_name')!r} hold no {configuration} configuration{hint}")
+    small = copy.deepcopy(plans["configurations"][configuration])
+    network = small["architecture"]["arch_kwargs"]
     if not 2 <= stages <= network["n_stages"]:
         raise ValueError(f"{stages} stages asked for, but the planned network allows 2 to {network['n_stages']}")
     network["n_stages"] = stages
@@ -49,18 +53,21 @@ def shrink_plans(
     for per_stage in ("kernel_sizes", "strides", "n_conv_per_stage"):
         network[per_stage] = network[per_stage][:stages]
     network["n_conv_per_stage_decoder"] = network["n_conv_per_stage_decoder"][: stages - 1]
+    axes = len(network["strides"][0])
+    if len(patch_size) != axes:
+        raise ValueError(f"patch size {list(patch_size)}: {configuration} has {axes} axes")
     for axis, voxels in enumerate(patch_size):
         stride = math.prod(strides[axis] for strides in network["strides"])
         if voxels % stride:
             raise ValueError(f"patch size {list(patch_size)}: axis {axis} must be a multiple of the stride {stride}")
 
-    configuration["data_identifier"] = f"{name}_{CONFIGURATION}"
-    configuration["patch_size"] = list(patch_size)
-    configuration["batch_size"] = batch_size
+    small["data_identifier"] = f"{name}_{configuration}"
+    small["patch_size"] = list(patch_size)
+    small["batch_size"] = batch_size
     if spacing is not None:
-        configuration["spacing"] = list(spacing)
+        small["spacing"] = list(spacing)
     shrunken = {key: copy.deepcopy(value) for key, value in plans.items() if key != "configurations"}
-    return shrunken | {"plans_name": name, "configurations": {CONFIGURATION: configuration}}
+    return shrunken | {"plans_name": name, "configurations": {configuration: small}}
 
 
 def write_shrunken_plans(planned: Path, *, name: str, **size: Any) -> Path:

@@ -91,3 +91,15 @@ def test_the_file_is_written_beside_the_planned_one(tmp_path):
     assert written == tmp_path / "nnUNetPlansDemo.json"
     assert json.loads(written.read_text()) == shrink_plans(PLANS, name="nnUNetPlansDemo", **SIZE)
     assert json.loads(planned.read_text()) == PLANS
+
+
+def test_another_configuration_can_be_kept():
+    planned = {**PLANS, "configurations": {**PLANS["configurations"], "3d_lowres": PLANS["configurations"]["3d_fullres"]}}
+    shrunken = shrink_plans(planned, name="small", configuration="3d_lowres", **SIZE)
+    assert list(shrunken["configurations"]) == ["3d_lowres"]
+    assert shrunken["configurations"]["3d_lowres"]["data_identifier"] == "small_3d_lowres"
+
+
+def test_a_patch_with_another_number_of_axes_is_refused():
+    with pytest.raises(ValueError, match=r"patch size \[32, 32\]: 3d_fullres has 3 axes"):
+        shrink_plans(PLANS, name="demo", **{**SIZE, "patch_size": (32, 32)})

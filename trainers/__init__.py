@@ -8,8 +8,9 @@ from nnunet_godc.compatibility import require_supported_nnunet
 require_supported_nnunet()
 
 # after the check, whose sentence would otherwise be a traceback out of an nnU-Net that is too old
-from nnunet_godc.trainers import schedules  # noqa: E402
+from nnunet_godc.trainers import evidence, schedules  # noqa: E402
 from nnunet_godc.trainers.demo import nnUNetTrainerGODCLFAMDemo  # noqa: E402
+from nnunet_godc.trainers.evidence import *  # noqa: E402, F403
 from nnunet_godc.trainers.godc import (  # noqa: E402
     nnUNetTrainerGODC,
     nnUNetTrainerGODCOnly,
@@ -42,5 +43,6 @@ __all__ = [
     "nnUNetTrainerLFAM",
     "nnUNetTrainerLFAMShared",
     "nnUNetTrainerSmoke",
+    *evidence.__all__,
     *schedules.__all__,
 ]

@@ -40,7 +40,10 @@ class GODCConfig:
             "mean" (weights then average 1, so that the balance with cross-entropy stays), their "l2" or "l1" norm,
             their "max", or a "running" mean over the training. The paper does not say which norm it means. All but
             "running" make the weight of a batch of one sample 1: GODC is then the Dice loss.
-        exponent: 1 is GODC, 2 the paper's faster and less stable variant, 0 the Dice loss to the last bit.
+        exponent: 1 is GODC, 2 the paper's faster and less stable variant, 0 the Dice loss to the last bit. Below 0,
+            small objects weigh more than large ones, the reverse of GODC; a sample without the class, whose union is
+            false positives alone and may be next to nothing, then has the weight 1. Every other union is at least one
+            voxel, so that no weight exceeds norm ** -exponent.
         detach: the weight is a constant, as the paper's "gradient scaling" says; False lets gradients through it.
         smooth: added to numerator and denominator of the Dice coefficient.
         include_background: whether channel 0 of a softmax counts. In region-based training every channel counts.
@@ -60,8 +63,8 @@ class GODCConfig:
     def __post_init__(self) -> None:
         if self.normalization not in get_args(Normalization):
             raise ValueError(f"GODC: normalization is {self.normalization!r}; use one of {get_args(Normalization)}.")
-        if not (math.isfinite(self.exponent) and self.exponent >= 0):
-            raise ValueError(f"GODC: exponent is {self.exponent}; use a number of at least 0 (1 is the paper's GODC).")
+        if not math.isfinite(self.exponent):
+            raise ValueError(f"GODC: exponent is {self.exponent}; use a finite number (1 is the paper's GODC).")
         if not (math.isfinite(self.smooth) and self.smooth >= 0):
             raise ValueError(f"GODC: smooth is {self.smooth}; use a number of at least 0 (nnU-Net uses 1e-5).")
         if not 0 < self.momentum <= 1:
@@ -160,6 +163,8 @@ class GODCLoss(nn.Module):
         norm, share = self._norm_over_ranks(union)  # (C,), scalar
         if self.config.normalization == "running":
             norm = self._running_norm(norm, voxels)
+        if self.config.exponent < 0:
+            union = torch.where(statistics.reference > 0, union, norm)
         weight = dice_weight(union, norm, self.config.exponent)
         return (weight - 1 - weight * dice).mean() * share
 

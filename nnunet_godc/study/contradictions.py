@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from nnunet_godc.seeded_names import without_seed
+from nnunet_godc.shrunken_plans import CONFIGURATION
 from nnunet_godc.spelling import nearest_trainer_name
 from nnunet_godc.study.definition import PLANNERS, Definition
 from nnunet_godc.study.problems import Problem
@@ -67,7 +68,8 @@ def _variation_problems(definition: Definition, index: int) -> Iterator[Problem]
     missing = [key for key in ("patch_size", "features", "stages") if getattr(plans, key) is None]
     if missing:
         yield Problem(here, f"a variation also says {', '.join(missing)}.")
+    kept = plans.configuration or CONFIGURATION
     for position, configuration in enumerate(definition.configurations):
-        if configuration != "3d_fullres":
-            sentence = f"{plans.name}, being a variation, have 3d_fullres only; leave {configuration} out."
+        if configuration != kept:
+            sentence = f"{plans.name}, being a variation, have {kept} only; leave {configuration} out."
             yield Problem(("configurations", position), sentence)

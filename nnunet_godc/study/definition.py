@@ -46,8 +46,9 @@ class Plans(Block):
         name: nnU-Net's plans identifier, for its option `-p`.
         planner: class that makes them; None for those that nnU-Net knows by name, or that exist already.
         gpu_memory_gb: what they are planned for; None for the planner's own.
-        variation_of: name of the plans that these are made from; `from` in the file. The 3d_fullres configuration alone
-            is kept, with the sizes below.
+        variation_of: name of the plans that these are made from; `from` in the file. One configuration alone is kept,
+            with the sizes below.
+        configuration: the one that a variation keeps; None for 3d_fullres.
         patch_size: voxels along the plans' axes.
         features: channels of the first stage, which double from stage to stage.
         stages: resolutions of the network, at least 3.
@@ -59,6 +60,7 @@ class Plans(Block):
     planner: str | None = None
     gpu_memory_gb: PositiveFloat | None = None
     variation_of: str | None = Field(default=None, alias="from")
+    configuration: Literal["2d", "3d_fullres", "3d_lowres"] | None = None
     patch_size: list[PositiveInt] | None = None
     features: PositiveInt | None = None
     # With two, deep supervision has one output, whose weight nnU-Net sets to 0 / 0.
@@ -73,7 +75,8 @@ class Plans(Block):
     @property
     def sizes(self) -> dict[str, Any]:
         """What a variation changes, as `shrink_plans` takes it."""
-        return self.model_dump(include={"patch_size", "features", "stages", "batch_size", "spacing"}, exclude_none=True)
+        included = {"configuration", "patch_size", "features", "stages", "batch_size", "spacing"}
+        return self.model_dump(include=included, exclude_none=True)
 
 
 class Predict(Block):
