@@ -94,7 +94,8 @@ def test_the_file_is_written_beside_the_planned_one(tmp_path):
 
 
 def test_another_configuration_can_be_kept():
-    planned = {**PLANS, "configurations": {**PLANS["configurations"], "3d_lowres": PLANS["configurations"]["3d_fullres"]}}
+    both = {"3d_lowres": PLANS["configurations"]["3d_fullres"], **PLANS["configurations"]}
+    planned = {**PLANS, "configurations": both}
     shrunken = shrink_plans(planned, name="small", configuration="3d_lowres", **SIZE)
     assert list(shrunken["configurations"]) == ["3d_lowres"]
     assert shrunken["configurations"]["3d_lowres"]["data_identifier"] == "small_3d_lowres"

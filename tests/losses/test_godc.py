@@ -57,7 +57,7 @@ class TestConfig:
         [
             ("normalization", "l3"),
             ("normalization", None),
-            ("exponent", -1.0),
+            ("exponent", -math.inf),
             ("exponent", math.inf),
             ("exponent", math.nan),
             ("smooth", -1e-5),
@@ -158,6 +158,35 @@ class TestWeight:
             differentiate(GODCLoss(torch.sigmoid, config=GODCConfig(**options)), logits, labels),
             differentiate(GODCLoss(torch.sigmoid, config=GODCConfig(exponent=0.0)), logits, labels),
         )
+
+    @pytest.mark.parametrize("detach", [True, False])
+    def test_below_exponent_zero_small_objects_weigh_more(self, differentiate, detach):
+        probabilities, reference = objects_of_one_iou([10, 1000], voxels=2000)
+        _, gradient = differentiate(region_loss(exponent=-0.5, detach=detach), probabilities, reference)
+        _, plain = differentiate(region_loss(exponent=0.0), probabilities, reference)
+        weight = (gradient / plain)[:, 0, 0, 0]
+        if detach:
+            assert weight[0] / weight[1] == pytest.approx(10)
+        assert weight[0] > weight[1]
+
+    @pytest.mark.parametrize("detach", [True, False])
+    @pytest.mark.parametrize("false_positive", [0.0, 1e-30, 1e-3, 1.0])
+    @pytest.mark.parametrize("exponent", [-0.5, -1.0, -4.0])
+    def test_below_exponent_zero_a_sample_without_the_class_weighs_one(
+        self, differentiate, exponent, false_positive, detach
+    ):
+        probabilities, reference = objects_of_one_iou([10, 1000], voxels=2000)
+        without = torch.zeros_like(reference[:1])
+        seen = without.clone()
+        seen[..., 5] = false_positive  # a union of next to nothing
+        loss = region_loss(exponent=exponent, detach=detach, smooth=1e-5)
+        value, gradient = differentiate(loss, torch.cat((probabilities, seen)), torch.cat((reference, without)))
+        assert value.isfinite()
+        assert gradient.isfinite().all()
+        if detach:
+            plain = region_loss(exponent=0.0, smooth=1e-5)
+            _, of_dice = differentiate(plain, torch.cat((probabilities, seen)), torch.cat((reference, without)))
+            torch.testing.assert_close(gradient[2], of_dice[2])
 
     def test_is_not_one_in_a_batch_of_one_sample_with_a_running_mean(self, random_batch):
         loss = GODCLoss(torch.sigmoid, config=GODCConfig(normalization="running"), classes=3)

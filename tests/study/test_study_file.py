@@ -130,6 +130,11 @@ def test_variables_of_the_environment_stay_as_they_are_written(write_study: Writ
             "line 3, column 18: Small, being a variation, have 3d_fullres only; leave 2d out.",
         ),
         (
+            SMALL + "configurations: [2d, 3d_fullres]\nplans:\n"
+            "  - {name: Small, from: nnUNetPlans, configuration: 2d, patch_size: [8, 8], features: 4, stages: 3}\n",
+            "line 3, column 22: Small, being a variation, have 2d only; leave 3d_fullres out.",
+        ),
+        (
             SMALL + "ensemble: true\nconfigurations: [2d, 3d_fullres]\n",
             "line 3, column 11: an ensemble needs predictions; add `predict: {images: imagesTs}`.",
         ),
@@ -268,7 +273,7 @@ class TestShipped:
     """The studies that come with the package."""
 
     def test_they_are_found_by_name(self) -> None:
-        assert shipped_studies() == ["smoke", "table1", "table2", "table3"]
+        assert shipped_studies() == ["lung-nodules", "smoke", "table1", "table2", "table3"]
         assert find_study_file("smoke").name == "smoke.yaml"
 
     @pytest.mark.parametrize("name", shipped_studies())

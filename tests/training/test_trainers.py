@@ -28,7 +28,7 @@ from nnunet_godc.training import GODCMixin, LFAMMixin, PaperRecipeMixin, Schedul
 
 LABELS = {"background": 0, "liver": 1, "tumour": 2}
 REGIONS = {"background": 0, "liver": [1, 2], "tumour": 2}
-BASE_TRAINERS = [name for name in trainers.__all__ if not name.endswith("epochs")]
+BASE_TRAINERS = [name for name in trainers.__all__ if not re.search("epochs$|Evidence", name)]
 
 MakeTrainer = Callable[..., Any]
 
