@@ -25,6 +25,7 @@ from nnunet_godc.trainers.godc_lfam import (  # noqa: E402
     nnUNetTrainerGODCLFAMShared,
 )
 from nnunet_godc.trainers.lfam import nnUNetTrainerLFAM, nnUNetTrainerLFAMShared  # noqa: E402
+from nnunet_godc.trainers.safe import nnUNetTrainerSafe  # noqa: E402
 from nnunet_godc.trainers.schedules import *  # noqa: E402, F403
 from nnunet_godc.trainers.smoke import nnUNetTrainerGODCSmoke, nnUNetTrainerSmoke  # noqa: E402
 
@@ -42,6 +43,7 @@ __all__ = [
     "nnUNetTrainerGODCSquared",
     "nnUNetTrainerLFAM",
     "nnUNetTrainerLFAMShared",
+    "nnUNetTrainerSafe",
     "nnUNetTrainerSmoke",
     *evidence.__all__,
     *schedules.__all__,

@@ -10,7 +10,7 @@ from types import FrameType
 from typing import NoReturn, Protocol
 
 import nnunet_godc
-from nnunet_godc.cli import convert, demo, doctor, evaluate, study, warm_start
+from nnunet_godc.cli import convert, demo, doctor, evaluate, inspect, study, warm_start
 from nnunet_godc.errors import UserError
 
 
@@ -30,6 +30,7 @@ COMMANDS: dict[str, Command] = {
     "demo": demo,
     "doctor": doctor,
     "evaluate": evaluate,
+    "inspect": inspect,
     "study": study,
     "warm-start": warm_start,
 }

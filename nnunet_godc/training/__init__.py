@@ -10,6 +10,7 @@ Each derives from nnUNetTrainer and calls `super()`, so they combine with each o
 from nnunet_godc.training.godc import GODCMixin, GODCOnlyMixin
 from nnunet_godc.training.lfam import LFAMMixin
 from nnunet_godc.training.recipe import PaperRecipeMixin
+from nnunet_godc.training.safe import SafeMixin
 from nnunet_godc.training.schedule import ScheduleMixin, with_epochs
 from nnunet_godc.training.seeding import SeededMixin, with_seed
 
@@ -18,6 +19,7 @@ __all__ = [
     "GODCOnlyMixin",
     "LFAMMixin",
     "PaperRecipeMixin",
+    "SafeMixin",
     "ScheduleMixin",
     "SeededMixin",
     "with_epochs",

@@ -1,4 +1,4 @@
-"""Reading nnU-Net's checkpoints, with an answer for one that does not fit."""
+"""Reading nnU-Net's checkpoints without executing what they hold, with an answer for one that does not fit."""
 
 from __future__ import annotations
 
@@ -6,15 +6,29 @@ import pickle
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
-from zipfile import BadZipFile
+from zipfile import BadZipFile, is_zipfile
 
+import numpy as np
 import torch
-from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from torch import Tensor, nn
 from torch._dynamo import OptimizedModule
 from torch.nn.parallel import DistributedDataParallel
 
 from nnunet_godc.errors import UserError
+
+FINAL, LATEST, BEST = (f"checkpoint_{name}.pth" for name in ("final", "latest", "best"))
+
+# NumPy's numbers in nnU-Net's log, which PyTorch's safe loader does not know by itself. None of them executes anything.
+_DTYPES = (np.float16, np.float32, np.float64, np.int32, np.int64, np.uint8, np.bool_)
+_NUMPY: list[Any] = [
+    np.dtype,
+    np.ndarray,
+    *_DTYPES,
+    *(type(np.dtype(kind)) for kind in _DTYPES),
+    # NumPy moved it; a checkpoint names the place that the writing version had.
+    *((np.float64(0).__reduce__()[0], f"numpy.{module}.multiarray.scalar") for module in ("core", "_core")),
+    *((np.zeros(0).__reduce__()[0], f"numpy.{module}.multiarray._reconstruct") for module in ("core", "_core")),
+]
 
 
 def bare_network(network: nn.Module) -> nn.Module:
@@ -26,20 +40,35 @@ def bare_network(network: nn.Module) -> nn.Module:
     return network
 
 
-def read_checkpoint(path: str | Path) -> dict[str, Any]:
-    """A checkpoint as nnU-Net wrote it, on the CPU.
+def read_checkpoint(path: str | Path, *, trusted: bool = False) -> dict[str, Any]:
+    """A checkpoint as nnU-Net wrote it, on the CPU. Tensors are read from the file when they are used.
+
+    Args:
+        path: of the checkpoint.
+        trusted: also unpickles what may execute code, as nnU-Net itself does with every checkpoint that it loads.
 
     Raises:
-        UserError: if there is no such file, or it is no nnU-Net checkpoint.
+        UserError: if there is no such file, it is not whole or is no nnU-Net checkpoint, or it is not trusted and holds
+            more than numbers, text and containers of them.
     """
-    try:
-        # nnU-Net stores plain Python objects beside the tensors, which the safe loader refuses
-        checkpoint = torch.load(path, map_location="cpu", weights_only=False)
-    except FileNotFoundError:
-        raise UserError(f"{path}: there is no such file; give the path of an nnU-Net checkpoint (.pth).") from None
-    except (OSError, RuntimeError, EOFError, KeyError, ValueError, pickle.UnpicklingError, BadZipFile) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(f"{path}: this file cannot be read as a checkpoint ({reason}); give a whole one.") from error
+    if not Path(path).exists():
+        raise UserError(f"{path}: there is no such file; give the path of an nnU-Net checkpoint (.pth).")
+    # the archive's directory is at its end, where half a file has none
+    if not is_zipfile(path):
+        raise UserError(f"{path}: this file is no checkpoint, or not a whole one; give one that nnU-Net has written.")
+    with torch.serialization.safe_globals(_NUMPY):
+        try:
+            if not trusted and (unsafe := torch.serialization.get_unsafe_globals_in_checkpoint(path)):
+                raise UserError(
+                    f"{path}: beside numbers and text this file holds {', '.join(sorted(unsafe))}, which can execute "
+                    "code when nnU-Net loads it; use it only if you trust where it comes from."
+                )
+            checkpoint = torch.load(path, map_location="cpu", weights_only=not trusted, mmap=True)
+        except (OSError, RuntimeError, EOFError, KeyError, ValueError, pickle.UnpicklingError, BadZipFile) as error:
+            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            raise UserError(
+                f"{path}: this file cannot be read as a checkpoint ({reason}); give a whole one."
+            ) from error
     if not isinstance(checkpoint, dict) or not {"network_weights", "init_args", "trainer_name"} <= checkpoint.keys():
         raise UserError(f"{path}: this is no checkpoint of nnU-Net v2; give a checkpoint_final.pth that it wrote.")
     return checkpoint
@@ -58,25 +87,25 @@ def mismatch(own: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> str | No
     return "; ".join(differences) or None
 
 
-class CheckedCheckpointMixin(nnUNetTrainer):
-    """Says in one sentence that a checkpoint belongs to another variant, before anything of it is loaded."""
+def describe_checkpoint(path: Path) -> list[str]:
+    """What a checkpoint is, a line for each thing, without executing anything that it holds.
 
-    def load_checkpoint(self, filename_or_checkpoint: dict[str, Any] | str) -> None:
-        if not self.was_initialized:
-            self.initialize()
-        if isinstance(filename_or_checkpoint, str):
-            checkpoint = read_checkpoint(filename_or_checkpoint)
-            # nnU-Net strips the prefix of a wrapper, too
-            weights = {name.removeprefix("module."): value for name, value in checkpoint["network_weights"].items()}
-            difference = mismatch(bare_network(self.network).state_dict(), weights)
-            if difference is not None:
-                raise UserError(
-                    f"{filename_or_checkpoint} was trained by {checkpoint['trainer_name']} and does not fit "
-                    f"{type(self).__name__} ({difference}); use -tr {checkpoint['trainer_name']}, or start a new "
-                    f"training from its weights with `nnunet-godc warm-start`."
-                )
-            self.load_own_state(checkpoint)
-        super().load_checkpoint(filename_or_checkpoint)
-
-    def load_own_state(self, checkpoint: dict[str, Any]) -> None:
-        """Takes from a checkpoint what nnU-Net does not know of. For subclasses; call `super()`."""
+    Raises:
+        UserError: it cannot be read, or not without executing something.
+    """
+    checkpoint = read_checkpoint(path)
+    arguments, weights = checkpoint["init_args"], checkpoint["network_weights"]
+    epochs = checkpoint.get("current_epoch")
+    dice = checkpoint.get("logging", {}).get("ema_fg_dice")
+    aligned = any(".alignment." in name for name in weights)
+    return [
+        f"trainer: {checkpoint['trainer_name']}",
+        f"dataset: {arguments['plans'].get('dataset_name')}",
+        f"plans: {arguments['plans'].get('plans_name')}, {arguments['configuration']}, fold {arguments.get('fold')}",
+        f"epochs: {'not told' if epochs is None else epochs}",
+        *([f"pseudo Dice, moving average: {float(dice[-1]):.4f}"] if dice else []),
+        f"weights: {sum(weight.numel() for weight in weights.values()):,} numbers in {len(weights)} tensors",
+        f"LFAM: {'yes' if aligned else 'no'}",
+        f"GODC's running mean: {'yes' if 'godc_state' in checkpoint else 'no'}",
+        "holds numbers and text only: loading it executes nothing",
+    ]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any, ClassVar, cast
 
 import torch
@@ -13,13 +13,12 @@ from torch._dynamo import OptimizedModule
 from nnunet_godc.errors import UserError
 from nnunet_godc.losses import GODCConfig, GODCLoss
 from nnunet_godc.losses.compounds import fused
-from nnunet_godc.replacing import replacing
-from nnunet_godc.training.checkpoint import CheckedCheckpointMixin
+from nnunet_godc.training.safe import SafeMixin
 
 STATE_KEY = "godc_state"
 
 
-class GODCMixin(CheckedCheckpointMixin):
+class GODCMixin(SafeMixin):
     """Trains with GODC in the place of the soft Dice loss, beside cross-entropy as ever.
 
     Attributes:
@@ -99,25 +98,22 @@ class GODCMixin(CheckedCheckpointMixin):
         # validation patches stay out of the running mean
         self.loss.eval()
 
-    def save_checkpoint(self, filename: str) -> None:
-        super().save_checkpoint(filename)
+    def own_state(self) -> dict[str, Any]:
         state = _term(self.loss).state_dict()
-        # nnU-Net fixes what a checkpoint holds, so what "running" needs is added to the file that it wrote
-        if state and self.local_rank == 0 and not self.disable_checkpointing:
-            checkpoint = torch.load(filename, map_location="cpu", weights_only=False)
-            checkpoint[STATE_KEY] = state
-            with replacing(Path(filename)) as partial:
-                torch.save(checkpoint, partial)
+        return super().own_state() | ({STATE_KEY: state} if state else {})
 
-    def load_own_state(self, checkpoint: dict[str, Any]) -> None:
+    def load_own_state(self, checkpoint: Mapping[str, Any]) -> None:
         super().load_own_state(checkpoint)
         term = _term(self.loss)
-        if not term.state_dict():
-            return
+        if bool(term.state_dict()) != (STATE_KEY in checkpoint):
+            which = "no running mean of unions, which" if term.state_dict() else "a running mean of unions, and"
+            does = "keeps" if term.state_dict() else "keeps none"
+            raise UserError(
+                f"the checkpoint of {checkpoint.get('trainer_name', 'another trainer')} holds {which} "
+                f"{type(self).__name__} {does}; go on with the trainer that wrote it."
+            )
         if STATE_KEY in checkpoint:
             term.load_state_dict(checkpoint[STATE_KEY])
-        else:
-            self.print_to_log_file("The checkpoint holds no running mean of unions; GODC starts it anew.")
 
 
 class GODCOnlyMixin(GODCMixin):

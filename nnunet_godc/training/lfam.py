@@ -9,10 +9,11 @@ from torch import nn
 from torch.optim import Optimizer
 
 from nnunet_godc.alignment import AlignedUNetDecoder, LFAMConfig, align_skips
-from nnunet_godc.training.checkpoint import CheckedCheckpointMixin, bare_network
+from nnunet_godc.training.checkpoint import bare_network
+from nnunet_godc.training.safe import SafeMixin
 
 
-class LFAMMixin(CheckedCheckpointMixin):
+class LFAMMixin(SafeMixin):
     """Trains the plans' network with LFAM on its skip connections.
 
     Attributes:

@@ -476,15 +476,6 @@ class TestCheckpoints:
         trainer.train_step(random_batch(trainer))
         assert not compound_of(trainer).dc.running_union.equal(before)
 
-    def test_a_checkpoint_without_the_running_mean_is_told(
-        self, make_trainer: MakeTrainer, random_batch: Callable[..., Any], tmp_path: Path
-    ) -> None:
-        file = str(tmp_path / "plain.pth")
-        self.trained(make_trainer, trainers.nnUNetTrainerGODC, random_batch).save_checkpoint(file)
-        again = make_trainer(Running)
-        again.load_checkpoint(file)
-        assert "holds no running mean of unions" in log_of(again)
-
     def test_other_losses_add_nothing_to_the_checkpoint(
         self, make_trainer: MakeTrainer, random_batch: Callable[..., Any], tmp_path: Path
     ) -> None:
