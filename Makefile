@@ -6,6 +6,9 @@ OUT ?= demo
 # OpenMP threads that wait without spinning: beside other processes, spinning ones slow training on the CPU many times.
 export OMP_WAIT_POLICY ?= PASSIVE
 
+# Containers often set it. Then every process compiles what it imports anew, which takes nnU-Net 11 s at each start.
+unexport PYTHONDONTWRITEBYTECODE
+
 BIN := .venv/bin
 INSTALLED := .venv/installed
 

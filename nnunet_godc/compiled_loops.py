@@ -34,15 +34,24 @@ def why_unusable(attempt: Callable[[], None], consequence: str) -> str | None:
 
 
 def load(name: str) -> ModuleType:
-    """The module of compiled loops, from numba's cache on disk if this processor has met them before."""
-    from numba import config
+    """The module of compiled loops, from numba's cache on disk if this processor has met them before.
 
+    The cache lies in the user's folder for such files unless NUMBA_CACHE_DIR names another: beside the modules, where
+    numba would put it, uninstalling would leave it behind.
+    """
+    from numba import config
+    from numba.misc.appdirs import user_cache_dir
+
+    before = config.CACHE_DIR  # type: ignore[attr-defined]
+    config.CACHE_DIR = before or user_cache_dir("nnunet-godc", appauthor=False)  # type: ignore[attr-defined]
     try:
         return import_module(name)
     except RuntimeError:
-        # Neither the package's folder nor the user's cache can be written: compile once per process.
+        # Neither that folder nor the package's can be written: compile once per process.
         config.CACHE_DIR = tempfile.mkdtemp(prefix="nnunet_godc_numba_")  # type: ignore[attr-defined]
         return import_module(name)
+    finally:
+        config.CACHE_DIR = before  # type: ignore[attr-defined]
 
 
 def parts(first: int, last: int, count: int) -> list[tuple[int, int]]:

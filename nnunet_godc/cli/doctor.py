@@ -10,6 +10,7 @@ import platform
 import re
 import shutil
 import sys
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -55,7 +56,10 @@ def run(arguments: argparse.Namespace) -> int:
     number_of_problems = 0
     for title, check in checks.items():
         print(title, flush=True)  # before the check: importing torch and nnU-Net takes a while
-        findings = list(check())
+        with warnings.catch_warnings():
+            # torch warns of its own future while nnU-Net imports it, which is nothing to do for anybody here.
+            warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.")
+            findings = list(check())
         print(format_findings(findings), end="\n\n")
         number_of_problems += sum(finding.status == "problem" for finding in findings)
     if number_of_problems == 0:

@@ -12,7 +12,7 @@ from nnunet_godc.study.folder import LASTING, State, is_done, job_folder, read_j
 from nnunet_godc.study.jobs import Job, dependents
 
 JOBS_TOLD = 5
-_WORKERS = ("-np", "-npfp")
+_WORKERS = ("-np", "-npfp", "-npp", "-nps")
 _SHOWN = ("--no_pbar", "--disable_progress_bar")
 
 
@@ -107,4 +107,4 @@ def _differs(old: Job, new: Job) -> bool:
 
 def _recipe(command: Sequence[str]) -> list[str]:
     words = [word for before, word in pairwise(("", *command)) if before not in _WORKERS]
-    return [word for word in words if word not in _SHOWN]
+    return [word for word in words if word not in _WORKERS + _SHOWN]

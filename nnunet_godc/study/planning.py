@@ -14,6 +14,7 @@ from nnunet_godc.study.jobs import Job, Kind, Resources, Resume
 
 # Of nnU-Net's own: more of its preprocessing workers fill the memory of most machines.
 MOST_PREPROCESSING_WORKERS = {"2d": 8, "3d_fullres": 4, "3d_lowres": 8, "3d_cascade_fullres": 4}
+MOST_PREDICTING_WORKERS = 3  # to read images, and as many to write predictions
 MOST_WORKERS = 8
 HELD_OUT = "held_out"
 LOCK = ".nnunet-godc.lock"
@@ -194,6 +195,7 @@ class _Planner:
             out = prediction_folder(self.folder, dataset, f"{trainer}__{plans}__{configuration}")
             cascade = configuration == "3d_cascade_fullres"
             lower = prediction_folder(self.folder, dataset, f"{trainer}__{plans}__3d_lowres")
+            workers = str(min(self.definition.resources.cpus, MOST_PREDICTING_WORKERS))
             yield self._job(
                 "predict",
                 *(dataset, trainer, plans, configuration),
@@ -201,6 +203,7 @@ class _Planner:
                     *("nnUNetv2_predict", "-i", str(images), "-o", str(out), "-d", dataset, "-c", configuration),
                     *("-tr", trainer, "-p", plans, "-f", *map(str, self.definition.folds)),
                     *("-device", self.definition.resources.device, "--disable_progress_bar"),
+                    *("-npp", workers, "-nps", workers),
                     *(("--save_probabilities",) if self.definition.ensemble else ()),
                     *(("-prev_stage_predictions", str(lower)) if cascade else ()),
                 ),

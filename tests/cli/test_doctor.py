@@ -1,6 +1,7 @@
 import os
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import pytest
@@ -171,3 +172,19 @@ def test_broken_torch_is_reported_in_words(tmp_path: Path, torch: str, words: st
     assert words in finished.stdout
     assert "-> run `pip install --force-reinstall torch`." in finished.stdout
     assert "Traceback" not in finished.stdout + finished.stderr
+
+
+@pytest.mark.usefixtures("folders")
+def test_what_torch_warns_of_its_own_future_is_not_shown(monkeypatch: pytest.MonkeyPatch):
+    def check() -> list[Finding]:
+        for module in ("torch.jit._script", "mine"):
+            warnings.warn_explicit(f"{module} will change", FutureWarning, "script.py", 1, module=module)
+        return []
+
+    for name in ("check_versions", "check_trainers", "check_backends"):
+        monkeypatch.setattr(doctor, name, list)
+    monkeypatch.setattr(doctor, "check_cuda", check)
+    with warnings.catch_warnings(record=True) as shown:
+        warnings.simplefilter("always")
+        assert main(["doctor"]) == 0
+    assert [str(warning.message) for warning in shown] == ["mine will change"]

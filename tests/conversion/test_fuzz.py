@@ -219,7 +219,7 @@ def test_flipped_bits_are_noticed_or_change_nothing_but_their_voxels(form: Forma
 @EVERY_FORMAT
 @EVERY_ROLE
 def test_many_flipped_bits_are_noticed_or_change_nothing_but_their_voxels(form: Format, role: str):
-    run_check(250, form, role)
+    run_check(120, form, role)
 
 
 @EVERY_FORMAT
@@ -296,7 +296,7 @@ def test_a_dicom_series_with_flipped_bits_ends_in_a_sentence_or_in_a_volume():
 
 @pytest.mark.slow
 def test_a_dicom_series_with_many_flipped_bits_ends_in_a_sentence_or_in_a_volume():
-    run_check_of_series(600)
+    run_check_of_series(250)
 
 
 def test_a_dicom_series_is_converted_if_nothing_is_damaged():

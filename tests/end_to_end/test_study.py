@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import time
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -62,7 +63,8 @@ def workspace(make_workspace: Callable[[str], Any]) -> Any:
     run = ("nnunet-godc", "study", "run", workspace.folder / "tiny.yaml", "--out", workspace.folder / "tiny")
     with workspace.start(*run) as process:
         checkpoint = workspace.model(DATASET, "3d_fullres", SEEDED, "nnUNetPlansTiny") / "fold_0/checkpoint_latest.pth"
-        while not checkpoint.exists() and process.poll() is None:
+        # whole: one that is being written is no zip file yet
+        while not zipfile.is_zipfile(checkpoint) and process.poll() is None:
             time.sleep(0.05)
         os.kill(process.pid, signal.SIGTERM)
         workspace.interrupted = process.communicate()[0]

@@ -197,6 +197,10 @@ class TestResources:
         found = jobs(environment=environment)
         assert found[training].environment["nnUNet_n_proc_DA"] == "0"
         assert "nnUNet_n_proc_DA" not in found["plan.nnUNetPlans"].environment
+        predicting = "predict.nnUNetTrainer.nnUNetPlans.3d_fullres"
+        for cpus, workers in ((1, "1"), (8, "3")):
+            command = " ".join(jobs(resources={"cpus": cpus}, predict={})[predicting].command)
+            assert f"-npp {workers} -nps {workers}" in command
 
 
 def test_options_of_the_evaluation_are_passed_on() -> None:

@@ -12,6 +12,7 @@ import signal
 import socket
 import subprocess
 import time
+import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -496,19 +497,18 @@ def write_dataset(folder: Path) -> None:
     (folder / "dataset.json").write_text(json.dumps(description))
 
 
-def run_smoke(folder: Path, raw: Path, executor: str) -> Path:
-    """Runs the shipped study in folders of its own, two jobs at once; returns the study's."""
+def submit_smoke(folder: Path, raw: Path) -> Path:
+    """Submits the shipped study in folders of its own, two jobs at once; returns the study's."""
     shipped = find_study_file("smoke").read_text()
     assert "  cpus: 2\n" in shipped
-    folder.mkdir()
-    (folder / "smoke.yaml").write_text(shipped.replace("  cpus: 2\n", "  cpus: 1\n  slots: 2\n"))
+    (folder / "smoke.yaml").write_text(shipped.replace("  cpus: 2\n", "  cpus: 1\n"))
     folders = {"nnUNet_raw": raw}
     for name in ("nnUNet_preprocessed", "nnUNet_results"):
         folders[name] = folder / name
         folders[name].mkdir()
     study = folder / "study"
     subprocess.run(
-        [find_command("nnunet-godc"), "study", "run", "smoke.yaml", "--executor", executor, "--out", str(study)],
+        [find_command("nnunet-godc"), "study", "run", "smoke.yaml", "--executor", "slurm", "--out", str(study)],
         check=True,
         cwd=folder,
         env={**os.environ, **{name: str(path) for name, path in folders.items()}},
@@ -517,28 +517,25 @@ def run_smoke(folder: Path, raw: Path, executor: str) -> Path:
 
 
 def has_checkpoint(job: Job) -> bool:
-    return job.kind == "train" and Path(job.expected[0]).with_name("checkpoint_latest.pth").exists()
+    # whole: one that is being written is no zip file yet
+    return job.kind == "train" and zipfile.is_zipfile(Path(job.expected[0]).with_name("checkpoint_latest.pth"))
 
 
-def result_set(folder: Path) -> tuple[set[str], list[tuple[str, ...]]]:
-    """Names of all results that a study has left, and what every measurement is of."""
-    paths = [path for part in ("nnUNet_results", "study/evaluation") for path in (folder / part).rglob("*")]
-    # nnU-Net names a log by the time, and begins one at each attempt; what is measured is kept by the hash of its input
-    kept = [path for path in paths if "training_log" not in path.name and path.parent.name != "measured"]
-    files = {str(path.relative_to(folder)) for path in kept}
-    (table,) = (folder / "study").rglob("measurements.csv")
-    with table.open(newline="") as file:
-        rows = [
-            tuple(text for name, text in row.items() if name not in ("value", "state")) for row in csv.DictReader(file)
-        ]
-    return files, sorted(rows)
+def left_by(training: Job) -> set[str]:
+    """Names of what a training has left, but for its validation cases."""
+    folder = Path(training.expected[0]).parent
+    files = {str(path.relative_to(folder)) for path in folder.rglob("*") if not path.name.endswith(".nii.gz")}
+    # nnU-Net names a log by the time, and begins one at each attempt
+    return {name for name in files if not name.startswith("training_log")}
 
 
 @pytest.mark.slurm
 @pytest.mark.slow
-def test_smoke_on_slurm_survives_a_requeue_and_leaves_what_it_leaves_locally(cluster: None, tmp_path: Path) -> None:
+def test_smoke_on_slurm_survives_a_requeue_which_changes_nothing_of_what_it_leaves(
+    cluster: None, tmp_path: Path
+) -> None:
     write_dataset(tmp_path / "raw" / "Dataset004_Hippocampus")
-    study = run_smoke(tmp_path / "slurm", tmp_path / "raw", "slurm")
+    study = submit_smoke(tmp_path, tmp_path / "raw")
     requeued = None
     deadline = time.monotonic() + SECONDS_TO_WAIT_FOR_SMOKE
     statuses = job_statuses(study)
@@ -559,8 +556,14 @@ def test_smoke_on_slurm_survives_a_requeue_and_leaves_what_it_leaves_locally(clu
     epochs = [[int(epoch) for epoch in re.findall(r"Epoch (\d+)", attempt)] for attempt in (first, second)]
     assert 0 < epochs[1][0] <= epochs[0][-1] + 1, epochs
 
-    run_smoke(tmp_path / "local", tmp_path / "raw", "local")
-    files, rows = result_set(tmp_path / "slurm")
-    assert (files, rows) == result_set(tmp_path / "local")
-    # two trainers, two folds of two cases each, two labels
-    assert len({row[:-1] for row in rows}) == 2 * 2 * 2 * 2
+    trainings = [entry.job for entry in statuses if entry.job.kind == "train"]
+    assert len(trainings) == 2 * 2  # trainers, folds
+    (interrupted,) = (job for job in trainings if job.id == requeued)
+    assert "checkpoint_final.pth" in left_by(interrupted)
+    for job in trainings:
+        assert left_by(job) == left_by(interrupted)
+    (table,) = study.rglob("measurements.csv")
+    with table.open(newline="") as file:
+        measured = {tuple(row[name] for name in ("trainer", "fold", "case", "label")) for row in csv.DictReader(file)}
+    # each on two cases, two labels
+    assert len(measured) == len(trainings) * 2 * 2
