@@ -178,7 +178,7 @@ def test_deterministic_algorithms_give_identical_gradients(monkeypatch):
 @needs_gpu
 def test_opcheck_finds_nothing_on_a_gpu():
     values = level(channels=8, extent=4, dtype=torch.float32)
-    arguments = ([1, 1, 1], [1, 1, 1], 1)
+    arguments = ([1, 1, 1], [1, 1, 1], [1, 1, 1], 1)
     torch.library.opcheck(torch.ops.nnunet_godc.deform_conv.default, (*values, *arguments))
     input, offset, weight, _, mask = values
     backward = (torch.ones_like(input), input, offset, weight, mask, *arguments)
