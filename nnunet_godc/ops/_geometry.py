@@ -98,8 +98,8 @@ class Geometry:
 
     def regular_positions(self, tile: slice, device: torch.device) -> list[Tensor]:
         """Per axis the undisplaced position of every tap, in C order, at the voxels of a tile: (voxels, taps)."""
-        voxels = _unravel(torch.arange(tile.start, tile.stop, device=device), self.output_size)
-        taps = _unravel(torch.arange(self.taps, device=device), self.kernel)
+        voxels = unravel(torch.arange(tile.start, tile.stop, device=device), self.output_size)
+        taps = unravel(torch.arange(self.taps, device=device), self.kernel)
         return [
             voxel[:, None] * stride + (tap * step - pad)
             for voxel, tap, stride, step, pad in zip(
@@ -185,7 +185,7 @@ def output_size(
     )
 
 
-def _unravel(index: Tensor, size: tuple[int, ...]) -> list[Tensor]:
+def unravel(index: Tensor, size: tuple[int, ...]) -> list[Tensor]:
     """Flat indices as one index per axis, in C order."""
     axes = []
     for extent in reversed(size):
