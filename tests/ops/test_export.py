@@ -42,7 +42,7 @@ def network(dimensions: int) -> nn.Module:
     align_skips(unet, LFAMConfig(modulation=dimensions == 2))
     torch.manual_seed(0)
     for parameter in unet.parameters():
-        nn.init.normal_(parameter, std=0.2)
+        nn.init.normal_(parameter, std=0.4)
     return unet.eval()
 
 
