@@ -10,8 +10,10 @@ import statistics
 import subprocess
 import tempfile
 import time
+import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -20,6 +22,11 @@ import torch
 from torch import Tensor
 
 Step = Callable[[], object]
+
+COMMIT = "NNUNET_GODC_COMMIT"  # environment variable that names the commit where the code lies without git
+FEWEST_ROUNDS, MOST_ROUNDS = 5, 100
+RESULTS = Path(__file__).parent / "results"
+TINY = "tiny sizes, to try the script: these are no measurements"
 
 
 @dataclass(frozen=True)
@@ -40,6 +47,7 @@ def parse_arguments(
 ) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--device", default="cpu", help="cpu (the default), cuda, cuda:1, ...")
+    parser.add_argument("--tiny", action="store_true", help="tiny sizes, to try the script: these are no measurements")
     parser.add_argument("--threads", type=int, default=2, help="threads of PyTorch on the CPU (default: 2)")
     _add_out(parser)
     if add_options is None:
@@ -48,6 +56,8 @@ def parse_arguments(
         add_options(parser)
     arguments = parser.parse_args()
     check_device(parser, arguments.device, "leave the option out for the CPU")
+    if arguments.tiny and arguments.out == RESULTS:
+        parser.error("--tiny measures nothing: name another folder for what it writes with --out.")
     torch.set_num_threads(arguments.threads)
     # before the benchmark itself puts load on the machine
     arguments.load = load()
@@ -63,7 +73,7 @@ def parse_cpu_arguments(parser: argparse.ArgumentParser) -> argparse.Namespace:
 
 
 def _add_out(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results", help="folder for the results")
+    parser.add_argument("--out", type=Path, default=RESULTS, help="folder for the results")
 
 
 def check_device(parser: argparse.ArgumentParser, device: str, remedy: str) -> None:
@@ -86,46 +96,90 @@ def forward_backward(function: Callable[[], Tensor], leaves: Sequence[Tensor]) -
     return step
 
 
-def compare(case: str, candidates: dict[str, Step], device: torch.device, seconds: float) -> list[Measurement]:
-    """Times the candidates in turn, round after round, so that whatever disturbs the machine meets all of them.
+class Comparison:
+    """What is measured case by case, written after every round: a run that is cut off keeps what it has.
 
-    There are 5 to 100 rounds, as many as fit into the time, after one round that is not counted and one for memory.
+    Args:
+        name: of the results, NAME-DEVICE.json and, as a Markdown table, NAME-DEVICE.md.
+        arguments: as `parse_arguments` returns them.
+        notes: for the results.
     """
-    for step in candidates.values():
-        step()
-    memory = {name: peak_memory_mib(step, device) for name, step in candidates.items()}
-    times: dict[str, list[float]] = {name: [] for name in candidates}
-    end = time.perf_counter() + seconds
-    for done in range(100):
-        if done >= 5 and time.perf_counter() > end:
-            break
-        for name, step in candidates.items():
-            times[name].append(time_ms(step, device))
-    measurements = []
-    for name, entries in times.items():
-        quartile_1, median, quartile_3 = quartiles(entries)
-        measurements.append(Measurement(case, name, median, quartile_1, quartile_3, len(entries), memory[name]))
-        print(f"{case}  {name}: {_milliseconds(measurements[-1])} ms, {memory[name]:.1f} MiB", flush=True)
-    return measurements
+
+    def __init__(self, name: str, arguments: argparse.Namespace, notes: Sequence[str] = ()) -> None:
+        self.name = name
+        self.arguments = arguments
+        self.device = torch.device(arguments.device)
+        self.notes = [*notes, *([TINY] if arguments.tiny else [])]
+        self.measurements: list[Measurement] = []
+        self.failed: list[str] = []
+
+    def measure(self, case: str, candidates: dict[str, Step], seconds: float) -> None:
+        """Times the candidates in turn, round after round, so that whatever disturbs the machine meets all of them.
+
+        There are 5 to 100 rounds, as many as fit into the time, after one round that is not counted and one for memory.
+        A candidate that fails, for want of memory say, is left out of the case and named in the results.
+        """
+        memory = {name: self._warm_up(case, name, step) for name, step in candidates.items()}
+        running = {name: step for name, step in candidates.items() if memory[name] is not None}
+        times: dict[str, list[float]] = {name: [] for name in running}
+        before = list(self.measurements)
+        end = time.perf_counter() + seconds
+        for done in range(MOST_ROUNDS):
+            if done >= FEWEST_ROUNDS and time.perf_counter() > end:
+                break
+            for name, step in running.items():
+                times[name].append(time_ms(step, self.device))
+            if done > 0:  # quartiles need two
+                self.measurements = before + [
+                    _measurement(case, name, entries, memory[name] or 0.0) for name, entries in times.items()
+                ]
+                self.write()
+        for entry in self.measurements[len(before) :]:
+            print(f"{case}  {entry.candidate}: {_milliseconds(entry)} ms, {entry.peak_memory_mib:.1f} MiB", flush=True)
+
+    def fail(self, what: str, error: Exception) -> None:
+        """Notes a failure, of which the others are measured nevertheless."""
+        traceback.print_exception(error)
+        reason = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
+        self.failed.append(f"failed: {what} ({reason})")
+        self.write()
+
+    def write(self) -> None:
+        save_report(
+            self.name,
+            "Median [quartiles] of interleaved rounds; peak memory beyond inputs and parameters.",
+            [
+                "| input | candidate | time in ms | memory in MiB |",
+                "| --- | --- | --- | --- |",
+                *(
+                    f"| {entry.case} | {entry.candidate} | {_milliseconds(entry)} | {entry.peak_memory_mib:.1f} |"
+                    for entry in self.measurements
+                ),
+            ],
+            [asdict(entry) for entry in self.measurements],
+            self.arguments,
+            [*self.notes, *self.failed],
+        )
+
+    def finish(self) -> int:
+        """Says where the results are; the exit status."""
+        self.write()
+        print(f"Written: {self.arguments.out / stem(self.name, self.arguments)}.json and .md")
+        return 1 if self.failed else 0
+
+    def _warm_up(self, case: str, name: str, step: Step) -> float | None:
+        """Peak memory of a candidate, or None if it cannot run."""
+        try:
+            step()
+            return peak_memory_mib(step, self.device)
+        except Exception as error:  # of a compiler, a rival or the GPU's memory
+            self.fail(f"{case}, {name}", error)
+            return None
 
 
-def write_results(name: str, measurements: list[Measurement], arguments: argparse.Namespace, notes: list[str]) -> None:
-    """Writes NAME-DEVICE.json and, as a Markdown table, NAME-DEVICE.md."""
-    write_report(
-        name,
-        "Median [quartiles] of interleaved rounds; peak memory beyond inputs and parameters.",
-        [
-            "| input | candidate | time in ms | memory in MiB |",
-            "| --- | --- | --- | --- |",
-            *(
-                f"| {entry.case} | {entry.candidate} | {_milliseconds(entry)} | {entry.peak_memory_mib:.1f} |"
-                for entry in measurements
-            ),
-        ],
-        [asdict(entry) for entry in measurements],
-        arguments,
-        notes,
-    )
+def _measurement(case: str, candidate: str, times: Sequence[float], memory: float) -> Measurement:
+    quartile_1, median, quartile_3 = quartiles(times)
+    return Measurement(case, candidate, median, quartile_1, quartile_3, len(times), memory)
 
 
 def write_report(
@@ -141,12 +195,25 @@ def write_report(
 
     With a suffix, to NAME-SUFFIX: for what is counted and belongs to no device.
     """
-    device = torch.device(arguments.device)
-    environment = {**_environment(device), "load before": arguments.load}
-    stem = f"{name}-{suffix or device.type}"
+    save_report(name, introduction, table, measurements, arguments, notes, suffix)
+    print(f"Written: {arguments.out / stem(name, arguments, suffix)}.json and .md")
+
+
+def save_report(
+    name: str,
+    introduction: str,
+    table: list[str],
+    measurements: list[dict[str, Any]],
+    arguments: argparse.Namespace,
+    notes: list[str],
+    suffix: str | None = None,
+) -> None:
+    """`write_report` for what is not all yet: says nothing."""
+    environment = {**_environment(arguments.device), "load before": arguments.load}
+    path = arguments.out / stem(name, arguments, suffix)
     arguments.out.mkdir(parents=True, exist_ok=True)
     content = {"environment": environment, "notes": notes, "measurements": measurements}
-    (arguments.out / f"{stem}.json").write_text(json.dumps(content, indent=2) + "\n")
+    path.with_suffix(".json").write_text(json.dumps(content, indent=2) + "\n")
 
     lines = [
         introduction,
@@ -156,8 +223,12 @@ def write_report(
         "",
         *table,
     ]
-    (arguments.out / f"{stem}.md").write_text("\n".join(lines) + "\n")
-    print(f"Written: {arguments.out / stem}.json and .md")
+    path.with_suffix(".md").write_text("\n".join(lines) + "\n")
+
+
+def stem(name: str, arguments: argparse.Namespace, suffix: str | None = None) -> str:
+    """Of the names of a benchmark's results."""
+    return f"{name}-{suffix or torch.device(arguments.device).type}"
 
 
 def _milliseconds(entry: Measurement) -> str:
@@ -209,7 +280,9 @@ def peak_memory_mib(step: Step, device: torch.device) -> float:
     return peak / 2**20
 
 
-def _environment(device: torch.device) -> dict[str, str]:
+@cache
+def _environment(device_name: str) -> dict[str, str]:
+    device = torch.device(device_name)
     environment = {
         "machine": f"{_processor()}, {os.cpu_count()} cores, {platform.system()}",
         "threads": str(torch.get_num_threads()),
@@ -245,5 +318,5 @@ def _commit() -> str:
             check=True,
         )
     except (OSError, subprocess.CalledProcessError):
-        return "unknown"
+        return os.environ.get(COMMIT, f"unknown: no git here, and {COMMIT} is not set")
     return described.stdout.strip()

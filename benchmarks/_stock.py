@@ -9,8 +9,6 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from dynamic_network_architectures.architectures.unet import PlainConvUNet
-from dynamic_network_architectures.initialization.weight_init import InitWeights_He
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -45,11 +43,16 @@ class SoftDice(nn.Module):
 
 
 class DiceAndCrossEntropy(nn.Module):
-    """nnU-Net's compound: a Dice term, which it compiles on a GPU, and cross-entropy, which it does not."""
+    """nnU-Net's compound: a Dice term, which it compiles on a GPU, and cross-entropy, which it does not.
 
-    def __init__(self, dice: nn.Module, compiled: bool) -> None:
+    Args:
+        dice: the Dice term.
+        compiler: torch.compile's backend; None leaves the term as it is.
+    """
+
+    def __init__(self, dice: nn.Module, compiler: str | None = None) -> None:
         super().__init__()
-        self.dice: Callable[..., Tensor] = torch.compile(dice) if compiled else dice
+        self.dice: Callable[..., Tensor] = dice if compiler is None else torch.compile(dice, backend=compiler)
 
     def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
         return self.dice(logits, labels) + F.cross_entropy(logits, labels[:, 0].long())
@@ -69,8 +72,12 @@ class DeepSupervision(nn.Module):
         return torch.stack([weight * self.loss(output, target) for weight, output, target in parts]).sum()
 
 
-def network(features: Sequence[int] = FEATURES) -> PlainConvUNet:
+def network(features: Sequence[int] = FEATURES) -> nn.Module:
     """nnU-Net's network for LiTS, on the CPU, with deep supervision and nnU-Net's initialisation."""
+    # here, since the losses are measured also where it is not installed
+    from dynamic_network_architectures.architectures.unet import PlainConvUNet
+    from dynamic_network_architectures.initialization.weight_init import InitWeights_He
+
     stages = len(features)
     unet = PlainConvUNet(
         input_channels=1,
@@ -105,12 +112,21 @@ def batch(size: Sequence[int], samples: int, stages: int, device: torch.device) 
 
 
 class TrainingStep:
-    """One step as nnU-Net's trainer makes it: autocast and scaled gradients on a GPU, clipping at 12, SGD."""
+    """One step as nnU-Net's trainer makes it: autocast and scaled gradients on a GPU, clipping at 12, SGD.
 
-    def __init__(self, model: nn.Module, loss: nn.Module, data: tuple[Tensor, list[Tensor]], compiled: bool) -> None:
+    Args:
+        model: the network, moved to the data's device.
+        loss: of its outputs and the targets.
+        data: as `batch` makes it.
+        compiler: torch.compile's backend for the network; None leaves it as it is.
+    """
+
+    def __init__(
+        self, model: nn.Module, loss: nn.Module, data: tuple[Tensor, list[Tensor]], compiler: str | None = None
+    ) -> None:
         self.device = data[0].device
         self.bare = model.to(self.device)
-        self.model: Any = torch.compile(self.bare) if compiled else self.bare
+        self.model: Any = self.bare if compiler is None else torch.compile(self.bare, backend=compiler)
         self.loss = loss
         self.data = data
         self.optimizer = torch.optim.SGD(

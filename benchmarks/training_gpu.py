@@ -19,14 +19,16 @@ import sys
 import tempfile
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import _checkout  # noqa: F401  before all that imports the package
 import torch
-from _measure import check_device, load, write_report
+from _measure import check_device, load, save_report, stem
 from _measured_training import LEFT_DEVICE, MEASUREMENT, PREVIOUS
 
 from nnunet_godc import trainers
@@ -37,7 +39,10 @@ from nnunet_godc.trainers import schedules
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 STOCK = "nnUNetTrainer"
-TRAINERS = [name for name in trainers.__all__ if name not in schedules.__all__ and not name.endswith("Demo")]
+# The most important first: where the time does not suffice, the last ones are left out.
+FIRST = ["nnUNetTrainerGODCLFAM", "nnUNetTrainerGODC", "nnUNetTrainerGODCLFAMLite", "nnUNetTrainerLFAM"]
+OTHERS = [name for name in trainers.__all__ if name not in (*FIRST, *schedules.__all__) and not name.endswith("Demo")]
+TRAINERS = [*FIRST, *OTHERS]
 CONFIGURATIONS = ["3d_fullres", "2d"]
 DATASET_ID = 4
 DATASET_NAME = "Dataset004_Hippocampus"
@@ -163,8 +168,13 @@ class Benchmark:
         else:
             self._command("plan", *plan, "-c", *configurations, "-np", workers)
 
-    def measure(self, runs: Sequence[Run]) -> None:
-        """Trains all runs of a configuration, then predicts with them, as long as there is time."""
+    def measure(self, runs: Sequence[Run], save: Callable[[], None]) -> None:
+        """Trains all runs of a configuration, then predicts with them, as long as there is time.
+
+        Args:
+            runs: of the configuration.
+            save: called whenever something has been measured.
+        """
         in_flight: deque[tuple[Run, subprocess.Popen[bytes], float]] = deque()
         seconds: list[float] = []
         previous: Path | None = None
@@ -176,8 +186,10 @@ class Benchmark:
                 run.state = OUT_OF_TIME
             if len(in_flight) == 2:
                 self._finish_training(*in_flight.popleft(), seconds)
+                save()
         while in_flight:
             self._finish_training(*in_flight.popleft(), seconds)
+            save()
         if runs[-1].trained:
             runs[-1].prediction = NOT_PREDICTED
         self._predict([run for run in runs[:-1] if run.trained])
@@ -367,7 +379,7 @@ def compiler_warnings(log: str) -> dict[str, int]:
 
 
 def report(runs: Sequence[Run], arguments: argparse.Namespace) -> None:
-    """Writes the results, and lists what failed and what was left out."""
+    """Writes the results so far, and lists what failed and what was left out."""
     table, measurements = [], []
     for configuration in dict.fromkeys(run.configuration for run in runs):
         of_configuration = [run for run in runs if run.configuration == configuration]
@@ -413,7 +425,7 @@ def report(runs: Sequence[Run], arguments: argparse.Namespace) -> None:
     ]
     if missing:
         notes.append(f"without numbers: {', '.join(missing)}")
-    write_report(
+    save_report(
         "training_gpu",
         "Two epochs and a prediction each, on hippocampus MR.",
         table[:-1],
@@ -451,8 +463,10 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cuda", choices=["cuda", "cpu"], help="cpu for a smoke check alone")
     parser.add_argument("--narrow", action="store_true", help="a small network instead of the plan's, for smoke checks")
-    parser.add_argument("--trainers", nargs="+", default=TRAINERS, choices=TRAINERS, metavar="NAME")
-    parser.add_argument("--configurations", nargs="+", default=CONFIGURATIONS, choices=CONFIGURATIONS, metavar="NAME")
+    in_order = {"nargs": "+", "metavar": "NAME"}
+    order = "in this order; what does not fit into the minutes is left out"
+    parser.add_argument("--trainers", **in_order, default=TRAINERS, choices=TRAINERS, help=f"{order} (default: all)")
+    parser.add_argument("--configurations", **in_order, default=CONFIGURATIONS, choices=CONFIGURATIONS, help=order)
     parser.add_argument("--iterations", type=int, default=16, help="training steps per epoch (default: 16)")
     parser.add_argument("--cases", type=int, help="so many training cases; all, without the option")
     parser.add_argument("--minutes", type=float, default=9.0, help="what does not fit is left out (default: 9)")
@@ -506,9 +520,11 @@ def main() -> int:
             try:
                 for index, configuration in enumerate(arguments.configurations):
                     benchmark.share_time(len(arguments.configurations) - index)
-                    benchmark.measure([run for run in runs if run.configuration == configuration])
+                    of_configuration = [run for run in runs if run.configuration == configuration]
+                    benchmark.measure(of_configuration, save=partial(report, runs, arguments))
             finally:
                 report(runs, arguments)  # what there is, also when it is stopped from outside
+    print(f"Written: {arguments.out / stem('training_gpu', arguments)}.json and .md")
     failed = [f"{run.configuration} {run.trainer}" for run in runs if run.failed]
     print(f"All of it took {duration(time.monotonic() - arguments.started)}.")
     if failed:

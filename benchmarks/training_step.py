@@ -1,7 +1,7 @@
 """Whole training steps and sliding-window prediction on nnU-Net's plan of LiTS: stock, GODC, and the kinds of LFAM.
 
 Needs no more than PyTorch and dynamic_network_architectures. On a GPU the network and stock's Dice term are compiled,
-in fp16 autocast with scaled gradients, as nnU-Net does it.
+in fp16 autocast with scaled gradients and cuDNN's fastest algorithms, as nnU-Net does it.
 """
 
 from __future__ import annotations
@@ -9,17 +9,20 @@ from __future__ import annotations
 import argparse
 import gc
 import itertools
-import math
+import sys
 import time
-from collections.abc import Iterator, Sequence
+import traceback
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from typing import Any
 
+import _checkout  # noqa: F401  before all that imports the package
 import torch
 from _counts import Counts, count
 from _godc import GODCInOnePass
-from _measure import parse_arguments, peak_memory_mib, quartiles, synchronise, time_ms, write_report
+from _measure import TINY as TINY_NOTE
+from _measure import parse_arguments, peak_memory_mib, quartiles, save_report, stem, synchronise, time_ms
 from _stock import (
     BATCH_SIZE,
     FEATURES,
@@ -76,10 +79,10 @@ class Candidate:
     step_ms: list[float] = field(default_factory=list)
     parts_ms: dict[str, float] = field(default_factory=dict)
     prediction_ms: list[float] = field(default_factory=list)
-    prediction_memory_mib: float = math.nan
+    prediction_memory_mib: float | None = None
 
 
-def make(name: str, sizes: Sizes, device: torch.device) -> Candidate:
+def make(name: str, sizes: Sizes, device: torch.device, compiler: str | None) -> Candidate:
     """Builds, compiles and warms up one candidate."""
     torch.manual_seed(0)
     model: nn.Module = network(sizes.features)
@@ -88,13 +91,12 @@ def make(name: str, sizes: Sizes, device: torch.device) -> Candidate:
         align_skips(model, config)
         for parameter in model.decoder.alignment.offset_parameters():  # type: ignore[union-attr, operator]
             nn.init.normal_(parameter, std=OFFSETS)
-    compiled = device.type == "cuda"
-    both = GODCInOnePass() if name == GODC else DiceAndCrossEntropy(SoftDice(), compiled)
+    both = GODCInOnePass() if name == GODC else DiceAndCrossEntropy(SoftDice(), compiler)
     loss = DeepSupervision(both, len(sizes.features) - 1)
-    if name == GODC and compiled:
-        loss.compile()
+    if name == GODC and compiler is not None:
+        loss.compile(backend=compiler)
     data = batch(sizes.patch, BATCH_SIZE, len(sizes.features), device)
-    step = TrainingStep(model, loss, data, compiled)
+    step = TrainingStep(model, loss, data, compiler)
     started = time.perf_counter()
     step()
     synchronise(device)
@@ -103,18 +105,6 @@ def make(name: str, sizes: Sizes, device: torch.device) -> Candidate:
     memory = peak_memory_mib(step, device) + step.static_bytes() / 2**20
     print(f"{name}: first step {first_step_s:.1f} s, {memory:.0f} MiB", flush=True)
     return Candidate(name, model, step, first_step_s, memory)
-
-
-def make_all(sizes: Sizes, device: torch.device, until: float) -> Iterator[Candidate]:
-    """The candidates in their order, as long as there is time to compile another one."""
-    longest = 0.0
-    for name in CANDIDATES:
-        if name != STOCK and time.perf_counter() + longest > until:
-            print(f"{name}: left out, the time does not suffice", flush=True)
-            continue
-        candidate = make(name, sizes, device)
-        longest = max(longest, 1.2 * candidate.first_step_s)
-        yield candidate
 
 
 def time_parts(step: TrainingStep, device: torch.device) -> dict[str, float]:
@@ -189,38 +179,116 @@ def matrix_rate(device: torch.device) -> float:
     return 2 * size**3 / (1e-3 * min(time_ms(product, device) for _ in range(10)))
 
 
-def measure(sizes: Sizes, device: torch.device, minutes: float) -> list[Candidate]:
-    start = time.perf_counter()
-    end = start + 60 * minutes
-    if device.type == "cuda":
-        # dynamo counts what it compiles per function, and all candidates share the network's functions
-        torch._dynamo.config.recompile_limit = 64
-    candidates = list(make_all(sizes, device, until=start + 0.6 * 60 * minutes))
-    for done in range(ROUNDS):
-        if done >= 5 and time.perf_counter() > start + 0.85 * 60 * minutes:
-            break
-        for candidate in candidates:
-            candidate.step_ms.append(time_ms(candidate.step, device))
-    for candidate in candidates:
-        candidate.parts_ms = time_parts(candidate.step, device)
+class Run:
+    """All candidates, measured in turn; the results are written after each of them and after every round.
 
-    volume = torch.randn((1, 1, *sizes.volume), device=device)
-    steps = []
-    for candidate in candidates:
-        candidate.model.eval()
-        candidate.model.decoder.deep_supervision = False  # type: ignore[union-attr]
-        predicted = partial(predict, candidate.model, volume, sizes.patch)
-        # deep supervision off, the network gives one tensor, (1, C, ...)
-        steps.append(predicted)
-        predicted()
-        weights = sum(parameter.nbytes for parameter in candidate.model.parameters()) / 2**20
-        candidate.prediction_memory_mib = peak_memory_mib(predicted, device) + weights
-    for done in range(ROUNDS):
-        if done >= 5 and time.perf_counter() > end:
-            break
-        for candidate, predicted in zip(candidates, steps, strict=True):
-            candidate.prediction_ms.append(time_ms(predicted, device))
-    return candidates
+    A candidate that fails, for want of memory say, is left out and named in the results.
+    """
+
+    def __init__(self, arguments: argparse.Namespace) -> None:
+        self.arguments = arguments
+        self.device = torch.device(arguments.device)
+        self.sizes = TINY if arguments.tiny else FULL
+        self.compiler = "inductor" if self.device.type == "cuda" else "aot_eager" if arguments.tiny else None
+        self.rates = bandwidth(self.device), matrix_rate(self.device)
+        self.candidates: list[Candidate] = []
+        self.left_out: list[str] = []
+        self.failed: list[str] = []
+        self.started = time.perf_counter()
+
+    def measure(self) -> None:
+        self._make_all()
+        for done in range(ROUNDS):
+            if done >= 5 and self._share_of_time() > 0.85:
+                break
+            for candidate in self.candidates:
+                candidate.step_ms.append(time_ms(candidate.step, self.device))
+            self.write()
+        for candidate in self.candidates:
+            candidate.parts_ms = time_parts(candidate.step, self.device)
+        self.write()
+        self._predict()
+        self.write()
+
+    def write(self) -> None:
+        itemsize = 2 if self.device.type == "cuda" else 4
+        measurements = [
+            {key: value for key, value in vars(candidate).items() if key not in ("model", "step")}
+            | {
+                "counts": {name: asdict(counts) for name, counts in counts_of(config, self.sizes, itemsize).items()}
+                if config
+                else {}
+            }
+            for candidate in self.candidates
+            for config in [CANDIDATES[candidate.name]]
+        ]
+        patch, volume = (" x ".join(map(str, size)) for size in (self.sizes.patch, self.sizes.volume))
+        bytes_per_s, flop_per_s = self.rates
+        save_report(
+            "training_step",
+            f"Training steps of nnU-Net's network on patches of {patch}, batch {BATCH_SIZE}, and prediction of "
+            f"{volume} voxels; median [quartiles] of interleaved rounds.",
+            table(self.candidates, self.sizes, self.rates, itemsize),
+            measurements,
+            self.arguments,
+            [
+                f"measured in the same run: {bytes_per_s / 1e9:.0f} GB/s of memory, {flop_per_s / 1e12:.3g} TFLOP/s of "
+                "products",
+                f"offset predictors drawn with standard deviation {OFFSETS}, for offsets of about a voxel",
+                *([TINY_NOTE] if self.arguments.tiny else []),
+                *([f"left out for want of time: {', '.join(self.left_out)}"] if self.left_out else []),
+                *self.failed,
+            ],
+        )
+
+    def _make_all(self) -> None:
+        """The candidates in their order, as long as there is time to compile another one."""
+        longest = 0.0
+        for name in CANDIDATES:
+            if name != STOCK and self._share_of_time(longest) > 0.6:
+                self.left_out.append(name)
+                print(f"{name}: left out, the time does not suffice", flush=True)
+                continue
+            try:
+                candidate = make(name, self.sizes, self.device, self.compiler)
+            except Exception as error:  # of the compiler or the GPU's memory
+                self._fail(name, error)
+                continue
+            longest = max(longest, 1.2 * candidate.first_step_s)
+            self.candidates.append(candidate)
+            self.write()
+
+    def _predict(self) -> None:
+        volume = torch.randn((1, 1, *self.sizes.volume), device=self.device)
+        predictions = []
+        for candidate in self.candidates:
+            candidate.model.eval()
+            # deep supervision off, the network gives one tensor, (1, C, ...)
+            candidate.model.decoder.deep_supervision = False  # type: ignore[union-attr]
+            predicted = partial(predict, candidate.model, volume, self.sizes.patch)
+            weights = sum(parameter.nbytes for parameter in candidate.model.parameters()) / 2**20
+            try:
+                predicted()
+                candidate.prediction_memory_mib = peak_memory_mib(predicted, self.device) + weights
+            except Exception as error:
+                self._fail(f"prediction, {candidate.name}", error)
+            else:
+                predictions.append((candidate, predicted))
+        for done in range(ROUNDS):
+            if done >= 5 and self._share_of_time() > 1:
+                break
+            for candidate, predicted in predictions:
+                candidate.prediction_ms.append(time_ms(predicted, self.device))
+            self.write()
+
+    def _share_of_time(self, and_seconds: float = 0.0) -> float:
+        """Of the time that there is, how much has been used, or will have been after so many seconds."""
+        return (time.perf_counter() + and_seconds - self.started) / (60 * self.arguments.minutes)
+
+    def _fail(self, what: str, error: Exception) -> None:
+        traceback.print_exception(error)
+        reason = str(error).strip().partition("\n")[0]
+        self.failed.append(f"failed: {what} ({type(error).__name__}: {reason})")
 
 
 def table(candidates: Sequence[Candidate], sizes: Sizes, rates: tuple[float, float], itemsize: int) -> list[str]:
@@ -229,22 +297,17 @@ def table(candidates: Sequence[Candidate], sizes: Sizes, rates: tuple[float, flo
         "| its memory in MiB | to stock | first step in s |",
         "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
-    stock = candidates[0]
+    stock = next((candidate for candidate in candidates if candidate.name == STOCK), None)
     for candidate in candidates:
-        step, prediction = quartiles(candidate.step_ms), quartiles(candidate.prediction_ms)
-        ratios = [
-            step[1] / quartiles(stock.step_ms)[1],
-            candidate.peak_memory_mib / stock.peak_memory_mib,
-            prediction[1] / quartiles(stock.prediction_ms)[1],
-            candidate.prediction_memory_mib / stock.prediction_memory_mib,
-        ]
-        lines.append(
-            f"| {candidate.name} | {spread(step)} | {ratios[0]:.2f} "
-            f"| {candidate.peak_memory_mib:.0f} | {ratios[1]:.2f} "
-            f"| {spread(prediction)} | {ratios[2]:.2f} "
-            f"| {candidate.prediction_memory_mib:.0f} | {ratios[3]:.2f} | {candidate.first_step_s:.1f} |"
-        )
-    parts = list(stock.parts_ms)
+        cells = [candidate.name]
+        for name in ("step_ms", "peak_memory_mib", "prediction_ms", "prediction_memory_mib"):
+            value, to_stock = getattr(candidate, name), None if stock is None else getattr(stock, name)
+            cells += [_shown(value), _ratio(value, to_stock)]
+        lines.append(f"| {' | '.join(cells)} | {candidate.first_step_s:.1f} |")
+    candidates = [candidate for candidate in candidates if candidate.parts_ms]
+    if not candidates:
+        return lines
+    parts = list(candidates[0].parts_ms)
     lines += ["", f"| device time of one step in ms | {' | '.join(parts)} |", f"| --- |{' --- |' * len(parts)}"]
     lines += [
         f"| {candidate.name} | {' | '.join(f'{candidate.parts_ms[part]:.2f}' for part in parts)} |"
@@ -271,49 +334,40 @@ def table(candidates: Sequence[Candidate], sizes: Sizes, rates: tuple[float, flo
     return lines
 
 
-def spread(entries: tuple[float, float, float]) -> str:
-    return f"{entries[1]:.1f} [{entries[0]:.1f}, {entries[2]:.1f}]"
+def _shown(value: list[float] | float | None) -> str:
+    """Median [quartiles] of times, or a number; a dash for what was not measured."""
+    if isinstance(value, float):
+        return f"{value:.0f}"
+    if value is None or len(value) < 2:
+        return "-"
+    first, median, third = quartiles(value)
+    return f"{median:.1f} [{first:.1f}, {third:.1f}]"
+
+
+def _ratio(value: list[float] | float | None, stock: list[float] | float | None) -> str:
+    """To stock's, of medians."""
+    if value is None or stock is None or "-" in (_shown(value), _shown(stock)):
+        return "-"
+    of, to = (entry if isinstance(entry, float) else quartiles(entry)[1] for entry in (value, stock))
+    return f"{of / to:.2f}"
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--minutes", type=float, default=5.0, help="time for all of it, about (default: 5)")
-    parser.add_argument("--tiny", action="store_true", help="a tiny network, to try the script: no measurement")
 
 
-def main() -> None:
+def main() -> int:
     arguments = parse_arguments(__doc__, add_options)
-    device = torch.device(arguments.device)
-    sizes = TINY if arguments.tiny else FULL
-    rates = bandwidth(device), matrix_rate(device)
-    itemsize = 2 if device.type == "cuda" else 4
+    if torch.device(arguments.device).type == "cuda":
+        torch.backends.cudnn.benchmark = True
+        # dynamo counts what it compiles per function, and all candidates share the network's functions
+        torch._dynamo.config.recompile_limit = 64
     gc.collect()
-    candidates = measure(sizes, device, arguments.minutes)
-    missing = [name for name in CANDIDATES if name not in {candidate.name for candidate in candidates}]
-    measurements = [
-        {key: value for key, value in vars(candidate).items() if key not in ("model", "step")}
-        | {
-            "counts": {name: asdict(counts) for name, counts in counts_of(config, sizes, itemsize).items()}
-            if config
-            else {}
-        }
-        for candidate in candidates
-        for config in [CANDIDATES[candidate.name]]
-    ]
-    write_report(
-        "training_step",
-        f"Training steps of nnU-Net's network on patches of {' x '.join(map(str, sizes.patch))}, batch {BATCH_SIZE}, "
-        f"and prediction of {' x '.join(map(str, sizes.volume))} voxels; median [quartiles] of interleaved rounds.",
-        table(candidates, sizes, rates, itemsize),
-        measurements,
-        arguments,
-        [
-            f"measured in the same run: {rates[0] / 1e9:.0f} GB/s of memory, {rates[1] / 1e12:.3g} TFLOP/s of products",
-            f"offset predictors drawn with standard deviation {OFFSETS}, for offsets of about a voxel",
-            *(["a tiny network, to try the script: this is no measurement"] if arguments.tiny else []),
-            *([f"left out for want of time: {', '.join(missing)}"] if missing else []),
-        ],
-    )
+    run = Run(arguments)
+    run.measure()
+    print(f"Written: {arguments.out / stem('training_step', arguments)}.json and .md")
+    return 1 if run.failed else 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

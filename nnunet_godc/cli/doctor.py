@@ -9,6 +9,7 @@ import os
 import platform
 import re
 import shutil
+import site
 import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator
@@ -21,6 +22,7 @@ import nnunet_godc
 from nnunet_godc.compatibility import nnunet_problem
 
 PLUGIN_FOLDER = Path(nnunet_godc.__file__).with_name("_nnunet_plugin")
+HOOK = "nnunet_godc.pth"
 REINSTALL = "run `pip install --force-reinstall --no-deps nnunet-godc` (or from your checkout: `pip install -e .`)."
 SEE_ABOVE = "mend what is reported above, or reinstall nnunet-godc."
 _FOLDERS = {
@@ -128,7 +130,8 @@ def check_trainers() -> Iterator[Finding]:
     entries = [entry for entry in os.environ.get("nnUNet_extTrainer", "").split(os.pathsep) if entry.strip()]
     hook_worked = any(_is_plugin_folder(entry) for entry in entries)
     if not hook_worked:
-        yield Finding("problem", "start-up hook", f"has not added {PLUGIN_FOLDER} to nnUNet_extTrainer", REINSTALL)
+        remedy = REINSTALL if _hook_is_installed() else _export(entries)
+        yield Finding("problem", "start-up hook", f"has not added {PLUGIN_FOLDER} to nnUNet_extTrainer", remedy)
     try:
         from nnunetv2.utilities.find_class_by_name import recursive_find_python_class
         from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
@@ -217,6 +220,16 @@ def _try_import(name: str) -> tuple[ModuleType | None, str]:
 
 def _in_one_line(error: Exception) -> str:
     return f"{type(error).__name__}: {' '.join(str(error).split())}"
+
+
+def _hook_is_installed() -> bool:
+    """Whether the hook lies where Python reads it, which is not so with `pip install --target` and in PYTHONPATH."""
+    return any(Path(folder, HOOK).is_file() for folder in (*site.getsitepackages(), site.getusersitepackages()))
+
+
+def _export(entries: Iterable[str]) -> str:
+    value = os.pathsep.join([*entries, str(PLUGIN_FOLDER)])
+    return f"put `export nnUNet_extTrainer={value}` into your shell's profile: Python reads no hook where it lies now."
 
 
 def _is_plugin_folder(entry: str) -> bool:

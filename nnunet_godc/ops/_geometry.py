@@ -20,7 +20,10 @@ class Neighbours(NamedTuple):
 
 
 class Arguments(NamedTuple):
-    """What one deformable convolution is made of, but for its bias; checked, in the shapes that `deform_conv` takes."""
+    """What one deformable convolution is made of, but for its bias; checked, in the shapes that `deform_conv` takes.
+
+    Without a stride it is 1 along every axis.
+    """
 
     input: Tensor
     offset: Tensor
@@ -29,10 +32,16 @@ class Arguments(NamedTuple):
     padding: Sequence[int]
     dilation: Sequence[int]
     offset_groups: int
+    stride: Sequence[int] | None = None
 
     @property
     def taps(self) -> int:
         return math.prod(self.weight.shape[2:])
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether there is nothing to compute: no sample, or no output channel."""
+        return self.input.numel() == 0 or self.weight.numel() == 0
 
     @property
     def displaced_axes(self) -> int:
@@ -47,12 +56,13 @@ class Arguments(NamedTuple):
 
 @dataclass(frozen=True)
 class Geometry:
-    """Sizes of one deformable convolution with stride 1; every tuple runs over the spatial axes, (z, y, x) in 3D."""
+    """Sizes of one deformable convolution; every tuple runs over the spatial axes, (z, y, x) in 3D."""
 
     batch: int
     input_size: tuple[int, ...]
     output_size: tuple[int, ...]
     kernel: tuple[int, ...]
+    stride: tuple[int, ...]
     padding: tuple[int, ...]
     dilation: tuple[int, ...]
     offset_groups: int
@@ -61,11 +71,13 @@ class Geometry:
     @classmethod
     def of(cls, arguments: Arguments) -> Geometry:
         size, kernel = tuple(arguments.input.shape[2:]), tuple(arguments.weight.shape[2:])
+        stride = (1,) * len(size) if arguments.stride is None else tuple(arguments.stride)
         return cls(
             batch=arguments.input.shape[0],
             input_size=size,
-            output_size=output_size(size, kernel, arguments.padding, arguments.dilation),
+            output_size=output_size(size, kernel, stride, arguments.padding, arguments.dilation),
             kernel=kernel,
+            stride=stride,
             padding=tuple(arguments.padding),
             dilation=tuple(arguments.dilation),
             offset_groups=arguments.offset_groups,
@@ -86,11 +98,13 @@ class Geometry:
 
     def regular_positions(self, tile: slice, device: torch.device) -> list[Tensor]:
         """Per axis the undisplaced position of every tap, in C order, at the voxels of a tile: (voxels, taps)."""
-        voxels = _unravel(torch.arange(tile.start, tile.stop, device=device), self.output_size)
-        taps = _unravel(torch.arange(self.taps, device=device), self.kernel)
+        voxels = unravel(torch.arange(tile.start, tile.stop, device=device), self.output_size)
+        taps = unravel(torch.arange(self.taps, device=device), self.kernel)
         return [
-            voxel[:, None] + (tap * step - pad)
-            for voxel, tap, step, pad in zip(voxels, taps, self.dilation, self.padding, strict=True)
+            voxel[:, None] * stride + (tap * step - pad)
+            for voxel, tap, stride, step, pad in zip(
+                voxels, taps, self.stride, self.dilation, self.padding, strict=True
+            )
         ]
 
     def neighbours(self, tile: slice, offset: Tensor) -> Neighbours:
@@ -158,16 +172,20 @@ def channel_groups(inputs: int, outputs: int, groups: int) -> Iterator[tuple[sli
 
 
 def output_size(
-    input_size: tuple[int, ...], kernel: tuple[int, ...], padding: Sequence[int], dilation: Sequence[int]
+    input_size: tuple[int, ...],
+    kernel: tuple[int, ...],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
 ) -> tuple[int, ...]:
-    """Spatial size of a convolution with stride 1."""
+    """Spatial size of a convolution."""
     return tuple(
-        size + 2 * pad - step * (taps - 1)
-        for size, taps, pad, step in zip(input_size, kernel, padding, dilation, strict=True)
+        (size + 2 * pad - step * (taps - 1) - 1) // apart + 1
+        for size, taps, apart, pad, step in zip(input_size, kernel, stride, padding, dilation, strict=True)
     )
 
 
-def _unravel(index: Tensor, size: tuple[int, ...]) -> list[Tensor]:
+def unravel(index: Tensor, size: tuple[int, ...]) -> list[Tensor]:
     """Flat indices as one index per axis, in C order."""
     axes = []
     for extent in reversed(size):

@@ -47,7 +47,7 @@ def supports(arguments: Arguments) -> bool:
     """Whether this call can be computed here: on the CPU, in single precision or less, two or three axes displaced."""
     input = arguments.input
     single = input.device.type == "cpu" and input.dtype != torch.float64
-    return single and arguments.displaced_axes in (2, 3) and input.numel() > 0
+    return single and arguments.displaced_axes in (2, 3) and not arguments.is_empty
 
 
 def forward(arguments: Arguments, bias: Tensor | None) -> Tensor:
@@ -98,7 +98,7 @@ class _Call:
     """The arguments of one call as the loops take them: float32 arrays, 2D as 3D of one slice."""
 
     def __init__(self, arguments: Arguments) -> None:
-        input, offset, weight, mask, _, _, offset_groups = arguments
+        input, offset, weight, mask, _, _, offset_groups, _ = arguments
         self.geometry = geometry = Geometry.of(arguments)
         batch, taps = geometry.batch, geometry.taps
         self._weight = weight.detach().float().flatten(2).transpose(1, 2)  # (out, taps, in / groups)
@@ -117,6 +117,7 @@ class _Call:
         self._taps: Array = np.concatenate([np.zeros((taps, 3 - places.shape[1]), np.int64), places], axis=1)
         self._size = np.array((1, *geometry.input_size)[-3:], dtype=np.int64)
         self._output_size = np.array((1, *geometry.output_size)[-3:], dtype=np.int64)
+        self._stride = np.array((1, *geometry.stride)[-3:], dtype=np.int64)
         self._groups = list(channel_groups(input.shape[1], len(weight), input.shape[1] // weight.shape[1]))
         self._spans = np.array([self._span(inputs, outputs) for inputs, outputs in self._groups], dtype=np.int64)
 
@@ -225,6 +226,7 @@ class _Call:
             self._taps,
             self._size,
             self._output_size,
+            self._stride,
             self.geometry.offset_groups,
             self._spans,
         )

@@ -12,7 +12,8 @@ Throughout, for one sample of the batch and its output voxels ``first`` to ``las
 
 - ``table``: the input, channels last, (voxels in * C,); C counts each offset group's channels as a multiple of LANES.
 - ``offset`` (offset groups * taps * displaced axes, voxels out), ``mask`` (offset groups * taps, voxels out) or (0, 0).
-- ``taps`` (taps, 3): each tap's place relative to its voxel, padding taken off. ``size``, ``output_size``: (z, y, x).
+- ``taps`` (taps, 3): each tap's place relative to its voxel, padding taken off. ``size``, ``output_size``, ``stride``:
+  (z, y, x).
 - ``spans`` (groups of the convolution, 4): first channel of C and their number, first output and their number.
 - "columns" (taps * voxels * C,) for one tile after the other: the samples, or their gradient.
 - "nodes" (offset groups * taps * 4 or 8 * TILE,) for one tile after the other: the grid points around the sampling
@@ -84,13 +85,13 @@ def add_product(a, a_at, a_row, a_step, b, b_at, b_row, c, c_at, c_row, m, k, n)
 
 
 @_inlined
-def _locate(start, count, output_size, integers):  # type: ignore[no-untyped-def]
-    """The places (z, y, x) of a tile's voxels."""
+def _locate(start, count, output_size, stride, integers):  # type: ignore[no-untyped-def]
+    """The places (z, y, x) in the input of a tile's voxels."""
     for v in range(count):
         voxel = start + v
-        integers[_PLACES * TILE + v] = voxel // (output_size[1] * output_size[2])
-        integers[(_PLACES + 1) * TILE + v] = voxel // output_size[2] % output_size[1]
-        integers[(_PLACES + 2) * TILE + v] = voxel % output_size[2]
+        integers[_PLACES * TILE + v] = voxel // (output_size[1] * output_size[2]) * stride[0]
+        integers[(_PLACES + 1) * TILE + v] = voxel // output_size[2] % output_size[1] * stride[1]
+        integers[(_PLACES + 2) * TILE + v] = voxel % output_size[2] * stride[2]
 
 
 @_inlined
@@ -168,7 +169,7 @@ def _four(shares, v, table, a, b, c, d, i):  # type: ignore[no-untyped-def]
 
 @_compiled
 def forward(  # type: ignore[no-untyped-def]
-    table, offset, mask, taps, size, output_size, offset_groups, spans, weight, first, last, output
+    table, offset, mask, taps, size, output_size, stride, offset_groups, spans, weight, first, last, output
 ):
     """``output`` (outputs, voxels out) = W S for voxels `first` to `last`, S being the modulated samples.
 
@@ -185,7 +186,7 @@ def forward(  # type: ignore[no-untyped-def]
     columns, products = np.empty(TILE * count * row, np.float32), np.empty(TILE * outputs, np.float32)
     for start in range(first, last, TILE):
         voxels = min(TILE, last - start)
-        _locate(start, voxels, output_size, integers)
+        _locate(start, voxels, output_size, stride, integers)
         for entry in range(offset_groups * count):
             group, tap = entry // count, entry % count
             _surround(axes, taps, tap, entry, size, offset, mask, start, voxels, floats, integers)
@@ -226,6 +227,7 @@ def differentiate(  # type: ignore[no-untyped-def]
     taps,
     size,
     output_size,
+    stride,
     offset_groups,
     spans,
     weight,
@@ -273,7 +275,7 @@ def differentiate(  # type: ignore[no-untyped-def]
                 )
             at += made * count * length
 
-        _locate(start, voxels, output_size, integers)
+        _locate(start, voxels, output_size, stride, integers)
         for entry in range(entries):
             group, tap = entry // count, entry % count
             _surround(axes, taps, tap, entry, size, offset, mask, start, voxels, floats, integers)

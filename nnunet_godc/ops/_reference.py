@@ -34,7 +34,7 @@ def forward(arguments: Arguments, bias: Tensor | None) -> Tensor:
         output[:, :, tile] = rows.view(call.geometry.batch, -1, weight.shape[0]).transpose(1, 2)
     if bias is not None:
         output += bias[:, None]
-    return output.view(call.geometry.batch, -1, *call.geometry.output_size).to(arguments.input.dtype)
+    return output.view(*output.shape[:2], *call.geometry.output_size).to(arguments.input.dtype)
 
 
 def backward(grad_output: Tensor, arguments: Arguments) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -49,9 +49,9 @@ def backward(grad_output: Tensor, arguments: Arguments) -> tuple[Tensor, Tensor,
     geometry = call.geometry
     grad_output = grad_output.flatten(2)  # (B, out, L)
     grad_table = torch.zeros_like(call.table)  # (B*P, in)
-    grad_offset = torch.empty_like(call.offset)  # (B, offset groups, taps, displaced axes, L)
+    grad_offset = torch.zeros_like(call.offset)  # (B, offset groups, taps, displaced axes, L)
     grad_weight = torch.zeros_like(call.weight)  # (out, taps, in / groups)
-    grad_mask = None if call.mask is None else torch.empty_like(call.mask)  # (B, offset groups, taps, L)
+    grad_mask = None if call.mask is None else torch.zeros_like(call.mask)  # (B, offset groups, taps, L)
 
     for tile in call.tiles():
         grad_rows = grad_output[:, :, tile].to(call.table.dtype).transpose(1, 2).reshape(-1, weight.shape[0])
@@ -78,7 +78,7 @@ def backward(grad_output: Tensor, arguments: Arguments) -> tuple[Tensor, Tensor,
             by_group = grad_rows[:, outputs].t() @ samples[:, :, inputs].flatten(1)
             grad_weight[outputs] += by_group.view(len(by_group), geometry.taps, -1)
 
-    grad_input = grad_table.view(geometry.batch, -1, input.shape[1]).transpose(1, 2).contiguous()
+    grad_input = grad_table.view(geometry.batch, geometry.voxels_in, input.shape[1]).transpose(1, 2).contiguous()
     return (
         grad_input.view(input.shape).to(input.dtype),
         grad_offset.view(offset.shape).to(offset.dtype),
@@ -91,7 +91,7 @@ class _Call:
     """The arguments of one call in the form in which tiles are cut from them: float32 (float64 stays)."""
 
     def __init__(self, arguments: Arguments) -> None:
-        input, offset, weight, mask, _, _, offset_groups = arguments
+        input, offset, weight, mask, _, _, offset_groups, _ = arguments
         dtype = torch.float64 if input.dtype == torch.float64 else torch.float32
         self.geometry = geometry = Geometry.of(arguments)
         self.table = input.to(dtype).flatten(2).transpose(1, 2).reshape(-1, input.shape[1]).contiguous()  # (B*P, in)
@@ -101,8 +101,10 @@ class _Call:
         self.mask = None if mask is None else mask.to(dtype).reshape(*by_tap, geometry.voxels_out)
 
     def tiles(self) -> Iterator[slice]:
-        """Ranges of output voxels, as few as the workspace allows."""
+        """Ranges of output voxels, as few as the workspace allows; none where there is nothing to compute."""
         geometry = self.geometry
+        if geometry.batch == 0 or len(self.weight) == 0:
+            return
         points = 2**geometry.displaced_axes
         columns = geometry.taps * (3 * self.table.shape[1] + (5 + geometry.displaced_axes) * points)
         whole = geometry.batch * geometry.voxels_out * columns

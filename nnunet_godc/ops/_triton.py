@@ -45,8 +45,7 @@ def supports(arguments: Arguments) -> bool:
         and weight.dtype == input.dtype
         and offset.dtype in DTYPES
         and input.shape[1] == weight.shape[1]
-        and input.numel() > 0
-        and weight.numel() > 0
+        and not arguments.is_empty
         and arguments.displaced_axes in (2, 3)
         # positions are read in pairs along x, and rows are counted by 32 bits
         and input.shape[-1] > 1

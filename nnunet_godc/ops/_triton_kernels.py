@@ -33,6 +33,7 @@ def forward(
     output,
     size,
     output_size,
+    stride,
     padding,
     step,
     tiles,
@@ -59,7 +60,7 @@ def forward(
     sums = tl.zeros((TILE[0] * TILE[1] * TILE[2], BLOCK_OUT), tl.float32)
     for entry in range(GROUPS * TAPS):
         row, along_z, along_y, along_x = sampling_points(
-            offset, offset_strides[1], entry, place, voxel, exists, size, padding, step, KERNEL, AXES
+            offset, offset_strides[1], entry, place, voxel, exists, size, stride, padding, step, KERNEL, AXES
         )
         scale = _modulation(mask, mask_strides, sample, entry, voxel, exists)
         rows = table + row.to(tl.int64) * ROW + entry // TAPS * C
@@ -88,6 +89,7 @@ def gradient_by_samples(
     fixed_point,
     size,
     output_size,
+    stride,
     padding,
     step,
     tiles,
@@ -126,7 +128,7 @@ def gradient_by_samples(
     first = tl.program_id(1) * entries
     for entry in range(first, tl.minimum(first + entries, GROUPS * TAPS)):
         row, along_z, along_y, along_x = sampling_points(
-            offset, offset_strides[1], entry, place, voxel, exists, size, padding, step, KERNEL, AXES
+            offset, offset_strides[1], entry, place, voxel, exists, size, stride, padding, step, KERNEL, AXES
         )
         scale = _modulation(mask, mask_strides, sample, entry, voxel, exists)
         shared = row.to(tl.int64) * ROW + entry // TAPS * C
@@ -195,6 +197,7 @@ def gradient_by_weight(
     partial,
     size,
     output_size,
+    stride,
     padding,
     step,
     tiles,
@@ -228,8 +231,8 @@ def gradient_by_weight(
         sample = tl.cast(tile // tiles, tl.int64)
         place, voxel, exists = voxels_of(tile % tiles, output_size, TILE)
         row, along_z, along_y, along_x = sampling_points(
-            offset + sample * offset_strides[0], offset_strides[1], entry, place, voxel, exists, size, padding, step,
-            KERNEL, AXES,
+            offset + sample * offset_strides[0], offset_strides[1], entry, place, voxel, exists, size, stride, padding,
+            step, KERNEL, AXES,
         )  # fmt: skip
         scale = _modulation(mask, mask_strides, sample, entry, voxel, exists)
         rows = table + (sample * size[0] * size[1] * size[2] + row) * ROW + entry // TAPS * C

@@ -44,7 +44,7 @@ class Call:
     """The arguments of one deformable convolution as the kernels take them; 2D as 3D of one slice."""
 
     def __init__(self, arguments: Arguments) -> None:
-        input, offset, weight, mask, _, _, offset_groups = arguments
+        input, offset, weight, mask, _, _, offset_groups, _ = arguments
         self.geometry = Geometry.of(arguments)
         self.entries = offset_groups * self.geometry.taps
         self.channels = input.shape[1] // offset_groups
@@ -131,6 +131,7 @@ class Call:
             "mask_strides": (0, 0) if self.mask is None else self.mask.stride()[:2],
             "size": _in_3d(geometry.input_size, 1),
             "output_size": _in_3d(geometry.output_size, 1),
+            "stride": _in_3d(geometry.stride, 1),
             "padding": _in_3d(geometry.padding, 0),
             "step": _in_3d(geometry.dilation, 1),
             "tiles": self._tiles(blocks) // geometry.batch,

@@ -31,7 +31,18 @@ def voxels_of(tile, size, TILE: tl.constexpr):
 
 @triton.jit
 def sampling_points(
-    offset, channel_stride, entry, place, voxel, exists, size, padding, step, KERNEL: tl.constexpr, AXES: tl.constexpr
+    offset,
+    channel_stride,
+    entry,
+    place,
+    voxel,
+    exists,
+    size,
+    stride,
+    padding,
+    step,
+    KERNEL: tl.constexpr,
+    AXES: tl.constexpr,
 ):
     """The points around the positions of one tap, for the voxels of a tile.
 
@@ -39,7 +50,7 @@ def sampling_points(
         offset: of the sample, (entries * AXES, voxels out).
         entry: tap, counted over offset groups.
         place, voxel, exists: as `voxels_of` returns them.
-        size: of the input; padding, step: of the convolution, step being its dilation.
+        size: of the input; stride, padding, step: of the convolution, step being its dilation.
 
     Returns:
         The row of the point that is lowest on every axis; then per axis the weights of the lower and the upper points
@@ -49,9 +60,9 @@ def sampling_points(
     shifts = offset + tl.cast(entry * AXES, tl.int64) * channel_stride + voxel
     shift_y = tl.load(shifts + (AXES - 2) * channel_stride, exists, 0.0).to(tl.float32)
     shift_x = tl.load(shifts + (AXES - 1) * channel_stride, exists, 0.0).to(tl.float32)
-    regular_z = place[0] + tap // (KERNEL[1] * KERNEL[2]) * step[0] - padding[0]
-    regular_y = place[1] + tap // KERNEL[2] % KERNEL[1] * step[1] - padding[1]
-    regular_x = place[2] + tap % KERNEL[2] * step[2] - padding[2]
+    regular_z = place[0] * stride[0] + tap // (KERNEL[1] * KERNEL[2]) * step[0] - padding[0]
+    regular_y = place[1] * stride[1] + tap // KERNEL[2] % KERNEL[1] * step[1] - padding[1]
+    regular_x = place[2] * stride[2] + tap % KERNEL[2] * step[2] - padding[2]
     low_y, along_y = _between(regular_y, shift_y, size[1])
     low_x, along_x = _between(regular_x, shift_x, size[2])
     if AXES == 3:

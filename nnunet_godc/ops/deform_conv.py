@@ -28,12 +28,12 @@ def deform_conv(
     r"""Convolution whose taps are displaced by an offset that differs from voxel to voxel.
 
     .. math::
-        y(p) = b + \sum_k m_k(p)\, W_k\, x\bigl(p + p_k + \Delta_k(p)\bigr)
+        y(p) = b + \sum_k m_k(p)\, W_k\, x\bigl(s\,p + p_k + \Delta_k(p)\bigr)
 
-    with :math:`p_k` the regular position of tap k, :math:`\Delta_k` its offset in voxels, :math:`m_k` its modulation
-    (1 without `mask`), and x read by linear interpolation, zero outside the map. Dai et al. 2017 (DCN v1); with `mask`
-    Zhu et al. 2019 (DCN v2). The order of the arguments is that of ``torchvision.ops.deform_conv2d``, whose values it
-    has in 2D.
+    with s the stride, :math:`p_k` the regular position of tap k, :math:`\Delta_k` its offset in voxels, :math:`m_k` its
+    modulation (1 without `mask`), and x read by linear interpolation, zero outside the map. Dai et al. 2017 (DCN v1);
+    with `mask` Zhu et al. 2019 (DCN v2). The order of the arguments is that of ``torchvision.ops.deform_conv2d``, whose
+    values it has in 2D.
 
     Args:
         input: (B, C, H, W) or (B, C, D, H, W), float64, float32, float16 or bfloat16.
@@ -42,7 +42,7 @@ def deform_conv(
             N - 1 axes only ("in-plane" in 3D) and the first stays on the grid.
         weight: (C_out, C / groups, *kernel); the number of groups follows from its shape.
         bias: (C_out,) or None.
-        stride: only 1 is implemented; it stands here to keep torchvision's order.
+        stride: distance between outputs in voxels of the input, one number or one per axis.
         padding: zeros added on both sides, one number or one per axis.
         dilation: distance between taps, one number or one per axis.
         mask: (B, offset_groups * taps, *output size) or None.
@@ -53,7 +53,7 @@ def deform_conv(
         dtype. Under autocast input, weight, bias and mask are cast to its dtype; offsets keep theirs.
 
     Raises:
-        ValueError: if shapes, stride or groups do not fit together.
+        ValueError: if shapes, groups or numbers per axis do not fit together.
         TypeError: if a tensor is not floating point.
 
     Example:
@@ -65,12 +65,11 @@ def deform_conv(
     dimensions = input.dim() - 2
     if dimensions not in (2, 3):
         raise ValueError(f"input has shape {tuple(input.shape)}; deform_conv takes (B, C, H, W) or (B, C, D, H, W)")
+    strides = _per_axis("stride", stride, dimensions, minimum=1)
     paddings = _per_axis("padding", padding, dimensions, minimum=0)
     dilations = _per_axis("dilation", dilation, dimensions, minimum=1)
-    if any(step != 1 for step in _per_axis("stride", stride, dimensions, minimum=1)):
-        raise ValueError(f"stride is {stride}; deform_conv implements stride 1 only")
-    _check(input, offset, weight, bias, mask, paddings, dilations, offset_groups)
-    output: Tensor = _deform_conv(input, offset, weight, bias, mask, paddings, dilations, offset_groups)
+    _check(input, offset, weight, bias, mask, strides, paddings, dilations, offset_groups)
+    output: Tensor = _deform_conv(input, offset, weight, bias, mask, strides, paddings, dilations, offset_groups)
     return output
 
 
@@ -87,6 +86,7 @@ def _check(
     weight: Tensor,
     bias: Tensor | None,
     mask: Tensor | None,
+    stride: list[int],
     padding: list[int],
     dilation: list[int],
     offset_groups: int,
@@ -111,7 +111,7 @@ def _check(
     if bias is not None and bias.shape != (channels_out,):
         raise ValueError(f"bias has shape {tuple(bias.shape)}; expected ({channels_out},)")
 
-    size = output_size(tuple(input.shape[2:]), tuple(weight.shape[2:]), padding, dilation)
+    size = output_size(tuple(input.shape[2:]), tuple(weight.shape[2:]), stride, padding, dilation)
     if min(size) < 1:
         raise ValueError(f"input of size {tuple(input.shape[2:])} is smaller than the kernel {tuple(weight.shape[2:])}")
     taps = math.prod(weight.shape[2:])
@@ -131,8 +131,8 @@ def _check(
 @torch.library.custom_op(
     "nnunet_godc::deform_conv",
     mutates_args=(),
-    schema="(Tensor input, Tensor offset, Tensor weight, Tensor? bias, Tensor? mask, int[] padding, int[] dilation, "
-    "int offset_groups) -> Tensor",
+    schema="(Tensor input, Tensor offset, Tensor weight, Tensor? bias, Tensor? mask, int[] stride, int[] padding, "
+    "int[] dilation, int offset_groups) -> Tensor",
 )
 def _deform_conv(
     input: Tensor,
@@ -140,19 +140,20 @@ def _deform_conv(
     weight: Tensor,
     bias: Tensor | None,
     mask: Tensor | None,
+    stride: Sequence[int],
     padding: Sequence[int],
     dilation: Sequence[int],
     offset_groups: int,
 ) -> Tensor:
-    arguments = Arguments(input, offset, weight, mask, padding, dilation, offset_groups)
+    arguments = Arguments(input, offset, weight, mask, padding, dilation, offset_groups, stride)
     return backends.select(arguments).forward(arguments, bias)
 
 
 @torch.library.custom_op(
     "nnunet_godc::deform_conv_backward",
     mutates_args=(),
-    schema="(Tensor grad_output, Tensor input, Tensor offset, Tensor weight, Tensor? mask, int[] padding, "
-    "int[] dilation, int offset_groups) -> (Tensor, Tensor, Tensor, Tensor)",
+    schema="(Tensor grad_output, Tensor input, Tensor offset, Tensor weight, Tensor? mask, int[] stride, "
+    "int[] padding, int[] dilation, int offset_groups) -> (Tensor, Tensor, Tensor, Tensor)",
 )
 def _deform_conv_backward(
     grad_output: Tensor,
@@ -160,11 +161,12 @@ def _deform_conv_backward(
     offset: Tensor,
     weight: Tensor,
     mask: Tensor | None,
+    stride: Sequence[int],
     padding: Sequence[int],
     dilation: Sequence[int],
     offset_groups: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    arguments = Arguments(input, offset, weight, mask, padding, dilation, offset_groups)
+    arguments = Arguments(input, offset, weight, mask, padding, dilation, offset_groups, stride)
     return backends.select(arguments).backward(grad_output, arguments)
 
 
@@ -175,11 +177,12 @@ def _(
     weight: Tensor,
     bias: Tensor | None,
     mask: Tensor | None,
+    stride: Sequence[int],
     padding: Sequence[int],
     dilation: Sequence[int],
     offset_groups: int,
 ) -> Tensor:
-    size = output_size(tuple(input.shape[2:]), tuple(weight.shape[2:]), padding, dilation)
+    size = output_size(tuple(input.shape[2:]), tuple(weight.shape[2:]), stride, padding, dilation)
     return input.new_empty(input.shape[0], weight.shape[0], *size)
 
 
@@ -190,6 +193,7 @@ def _(
     offset: Tensor,
     weight: Tensor,
     mask: Tensor | None,
+    stride: Sequence[int],
     padding: Sequence[int],
     dilation: Sequence[int],
     offset_groups: int,
@@ -203,20 +207,20 @@ def _(
 
 
 def _save_for_backward(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    input, offset, weight, _, mask, ctx.padding, ctx.dilation, ctx.offset_groups = inputs
+    input, offset, weight, _, mask, ctx.stride, ctx.padding, ctx.dilation, ctx.offset_groups = inputs
     ctx.save_for_backward(input, offset, weight, mask)
 
 
 def _gradients(ctx: Any, grad_output: Tensor) -> tuple[Any, ...]:
     input, offset, weight, mask = ctx.saved_tensors
     grad_input, grad_offset, grad_weight, grad_mask = _deform_conv_backward(
-        grad_output, input, offset, weight, mask, ctx.padding, ctx.dilation, ctx.offset_groups
+        grad_output, input, offset, weight, mask, ctx.stride, ctx.padding, ctx.dilation, ctx.offset_groups
     )
     grad_bias = None
     if ctx.needs_input_grad[3]:
         spatial = tuple(range(2, grad_output.dim()))
         grad_bias = grad_output.sum((0, *spatial))
-    return grad_input, grad_offset, grad_weight, grad_bias, None if mask is None else grad_mask, None, None, None
+    return grad_input, grad_offset, grad_weight, grad_bias, None if mask is None else grad_mask, *[None] * 4
 
 
 _deform_conv.register_autograd(_gradients, setup_context=_save_for_backward)
@@ -233,6 +237,7 @@ def _register_autocast(device_type: str, dispatch_key: str) -> None:
         weight: Tensor,
         bias: Tensor | None,
         mask: Tensor | None,
+        stride: list[int],
         padding: list[int],
         dilation: list[int],
         offset_groups: int,
@@ -249,6 +254,7 @@ def _register_autocast(device_type: str, dispatch_key: str) -> None:
                 cast(weight),
                 None if bias is None else cast(bias),
                 None if mask is None else cast(mask),
+                stride,
                 padding,
                 dilation,
                 offset_groups,

@@ -214,6 +214,26 @@ def test_offsets_stay_within_their_bound(monkeypatch: pytest.MonkeyPatch) -> Non
     assert 1.4 < bounded.abs().max() <= 1.5
 
 
+@pytest.mark.parametrize("options", [{}, {"modulation": True}, {"separable": True}], ids=str)
+@pytest.mark.parametrize("kernel", [(3, 3, 3), (3, 3)], ids=str)
+def test_channels_that_fill_up_a_multiple_change_nothing(
+    kernel: tuple[int, ...], options: dict[str, bool], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = LateralFeatureAlignment(4, kernel, **options).double()
+    torch.manual_seed(0)
+    for parameter in module.parameters():
+        nn.init.normal_(parameter, std=0.3)
+    skip = torch.randn(2, 4, *[4] * len(kernel), dtype=torch.float64, requires_grad=True)
+    computed = []
+    for padded in (False, True):
+        monkeypatch.setattr("nnunet_godc.alignment.lfam._wants_whole_multiples", lambda input, padded=padded: padded)
+        output = module(skip)
+        leaves = [skip, *module.parameters()]
+        computed.append([output, *torch.autograd.grad(output.square().sum(), leaves)])
+    for plain, filled in zip(*computed, strict=True):
+        torch.testing.assert_close(filled, plain)
+
+
 def test_separable_offsets_take_far_fewer_weights() -> None:
     def offset_weights(**options: bool) -> int:
         return sum(p.numel() for p in LateralFeatureAlignment(64, (3, 3, 3), **options).offset_parameters())

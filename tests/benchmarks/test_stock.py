@@ -1,8 +1,6 @@
-"""What the benchmarks call stock nnU-Net is nnU-Net, and the scripts run."""
+"""What the benchmarks call stock nnU-Net is nnU-Net."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -17,7 +15,6 @@ from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
 from nnunet_godc.losses import GODCLoss
 from nnunet_godc.losses.compounds import FusedDiceAndCrossEntropy, fused
 
-BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 PLANS = Path(__file__).parents[3] / "shared" / "data" / "lits" / "plans.json"
 
 
@@ -25,7 +22,7 @@ PLANS = Path(__file__).parents[3] / "shared" / "data" / "lits" / "plans.json"
 def test_the_loss_is_nnunets(batch_dice):
     _, targets = batch((16, 16, 16), samples=2, stages=4, device=torch.device("cpu"))
     outputs = [torch.randn(2, 3, *target.shape[2:], requires_grad=True) for target in targets]
-    ours = DeepSupervision(DiceAndCrossEntropy(SoftDice(batch_dice), compiled=False), len(outputs))
+    ours = DeepSupervision(DiceAndCrossEntropy(SoftDice(batch_dice)), len(outputs))
     options = {"batch_dice": batch_dice, "smooth": 1e-5, "do_bg": False, "ddp": False}
     stock = DeepSupervisionWrapper(
         DC_and_CE_loss(options, {}, dice_class=MemoryEfficientSoftDiceLoss), (*ours.weights, 0.0)
@@ -62,19 +59,9 @@ def test_the_network_is_that_of_the_plans():
 def test_a_step_learns():
     torch.manual_seed(0)
     data = batch((16, 16, 16), samples=2, stages=3, device=torch.device("cpu"))
-    loss = DeepSupervision(DiceAndCrossEntropy(SoftDice(), compiled=False), 2)
-    step = TrainingStep(network((4, 8, 16)), loss, data, compiled=False)
+    loss = DeepSupervision(DiceAndCrossEntropy(SoftDice()), 2)
+    step = TrainingStep(network((4, 8, 16)), loss, data)
     before = loss(step.bare(data[0]), data[1]).item()
     for _ in range(5):
         step()
     assert loss(step.bare(data[0]), data[1]).item() < before
-
-
-@pytest.mark.slow
-def test_the_script_measures_every_candidate(tmp_path):
-    command = [sys.executable, BENCHMARKS / "training_step.py", "--tiny", "--minutes", "2", "--out", tmp_path]
-    subprocess.run(command, check=True)
-    measured = json.loads((tmp_path / "training_step-cpu.json").read_text())["measurements"]
-    assert len(measured) == 8
-    assert all(entry["step_ms"] and entry["prediction_ms"] for entry in measured)
-    assert all((entry["parts_ms"]["deform_conv, backward"] > 0) == bool(entry["counts"]) for entry in measured)

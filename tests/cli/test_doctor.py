@@ -58,6 +58,14 @@ def test_hook_that_did_nothing_is_a_problem(monkeypatch: pytest.MonkeyPatch):
     assert "reinstall" in problem.remedy
 
 
+def test_where_python_reads_no_hook_the_folder_to_export_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("nnUNet_extTrainer", str(tmp_path))
+    monkeypatch.setattr("site.getsitepackages", lambda: [])
+    monkeypatch.setattr("site.getusersitepackages", lambda: str(tmp_path))
+    [problem] = problems(list(doctor.check_trainers()))
+    assert f"`export nnUNet_extTrainer={tmp_path}{os.pathsep}{doctor.PLUGIN_FOLDER}`" in problem.remedy
+
+
 def test_users_own_folder_is_imported(tmp_path: Path, plugin_folder: str, monkeypatch: pytest.MonkeyPatch):
     (tmp_path / "a_module_of_the_user.py").write_text("class nnUNetTrainerMine: ...\n")
     monkeypatch.setenv("nnUNet_extTrainer", os.pathsep.join([str(tmp_path), plugin_folder]))

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from nnunet_godc.ops import _reference, _triton, _triton_launch
-from nnunet_godc.ops._geometry import Arguments
+from nnunet_godc.ops._geometry import Arguments, output_size
 
 
 @dataclass(frozen=True)
@@ -24,6 +24,7 @@ class Case:
     offset_groups: int = 1
     displaced: int = 3
     modulated: bool = False
+    stride: int = 1
     dilation: int = 1
     spread: float = 2.0  # of the offsets: many reach outside
     dtype: torch.dtype = torch.float32
@@ -48,6 +49,10 @@ CASES = {
     "modulated, half precision, batch of two": replace(_HALF, modulated=True, batch=2),
     "2D": replace(_PLAIN, size=(5, 7), kernel=(2, 2), displaced=2),
     "2D, modulated, half precision": replace(_HALF, size=(5, 7), kernel=(2, 2), displaced=2, modulated=True),
+    "stride": replace(_PLAIN, size=(3, 5, 4), kernel=(1, 2, 2), stride=2),
+    "stride, dilation, modulated, in-plane": replace(
+        _HALF, size=(3, 5, 9), kernel=(2, 1, 2), stride=2, dilation=2, modulated=True, displaced=2
+    ),
     "dilation": replace(_PLAIN, size=(3, 5, 4), kernel=(1, 2, 2), dilation=2),
     "one channel": replace(_PLAIN, channels=1, outputs=1),
     "channels that are no power of two": replace(_HALF, channels=40, outputs=33),
@@ -76,16 +81,17 @@ def tensors(case):
 
     taps = torch.Size(case.kernel).numel()
     padding = [case.dilation * (k // 2) for k in case.kernel]
-    output_size = [n + 2 * p - case.dilation * (k - 1) for n, p, k in zip(case.size, padding, case.kernel, strict=True)]
+    strides, dilations = [case.stride] * len(case.kernel), [case.dilation] * len(case.kernel)
+    size = output_size(case.size, case.kernel, strides, padding, dilations)
     entries = case.offset_groups * taps
     return (
-        normal(case.batch, case.outputs, *output_size).to(case.dtype),
+        normal(case.batch, case.outputs, *size).to(case.dtype),
         normal(case.batch, case.channels, *case.size).to(case.dtype),
-        (normal(case.batch, entries * case.displaced, *output_size) * case.spread).to(case.offset_dtype),
+        (normal(case.batch, entries * case.displaced, *size) * case.spread).to(case.offset_dtype),
         normal(case.outputs, case.channels, *case.kernel).to(case.dtype),
         normal(case.outputs).to(case.dtype),
-        normal(case.batch, entries, *output_size).to(case.dtype) if case.modulated else None,
-        (padding, [case.dilation] * len(case.kernel), case.offset_groups),
+        normal(case.batch, entries, *size).to(case.dtype) if case.modulated else None,
+        (padding, dilations, case.offset_groups, strides),
     )
 
 

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nnunet_godc.ops import _numba, _reference, backends, deform_conv
-from nnunet_godc.ops._geometry import Arguments
+from nnunet_godc.ops._geometry import Arguments, output_size
 
 pytestmark = pytest.mark.skipif(_numba.why_unusable() is not None, reason="numba is not usable here")
 
@@ -29,6 +29,7 @@ def arguments(
     offset_groups=1,
     displaced=None,
     modulated=False,
+    stride=1,
     dilation=1,
     spread=2.0,
     seed=0,
@@ -42,15 +43,17 @@ def arguments(
     taps = torch.Size(kernel).numel()
     displaced = len(kernel) if displaced is None else displaced
     padding = [dilation * (k // 2) for k in kernel]
-    output_size = [n + 2 * p - dilation * (k - 1) for n, p, k in zip(size, padding, kernel, strict=True)]
+    strides, dilations = [stride] * len(kernel), [dilation] * len(kernel)
+    size_out = output_size(size, kernel, strides, padding, dilations)
     return Arguments(
         normal(batch, channels, *size),
-        normal(batch, offset_groups * taps * displaced, *output_size) * spread,
+        normal(batch, offset_groups * taps * displaced, *size_out) * spread,
         normal(outputs, channels // groups, *kernel),
-        normal(batch, offset_groups * taps, *output_size).sigmoid() if modulated else None,
+        normal(batch, offset_groups * taps, *size_out).sigmoid() if modulated else None,
         padding,
-        [dilation] * len(kernel),
+        dilations,
         offset_groups,
+        strides,
     )
 
 
@@ -87,6 +90,8 @@ def assert_alike(arguments, tolerance=1e-5):
         {"groups": 2},
         {"groups": 2, "offset_groups": 4, "modulated": True},
         {"dilation": 2, "size": (5, 6, 7)},
+        {"stride": 2, "dilation": 2, "size": (7, 6, 9), "modulated": True},
+        {"stride": 3, "size": (40, 50), "kernel": (3, 3)},
         {"size": (7, 9), "kernel": (3, 3)},
         {"size": (7, 9), "kernel": (3, 3), "groups": 2, "offset_groups": 2, "modulated": True},
         {"channels": 40, "outputs": 33},
@@ -109,10 +114,11 @@ def test_output_and_gradients_are_those_of_the_reference(options):
     offset_groups=st.sampled_from([1, 2]),
     displaced=st.sampled_from([2, 3]),
     modulated=st.booleans(),
+    stride=st.sampled_from([1, 2]),
     seed=st.integers(0, 1000),
 )
 def test_any_shape_agrees_with_the_reference(
-    size, kernel, per_group, groups, offset_groups, displaced, modulated, seed
+    size, kernel, per_group, groups, offset_groups, displaced, modulated, stride, seed
 ):
     size = tuple(max(n, k) for n, k in zip(size, kernel, strict=True))
     channels = per_group * groups * offset_groups
@@ -126,6 +132,7 @@ def test_any_shape_agrees_with_the_reference(
             offset_groups=offset_groups,
             displaced=displaced,
             modulated=modulated,
+            stride=stride,
             seed=seed,
         )
     )
