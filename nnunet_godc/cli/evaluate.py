@@ -5,9 +5,13 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from nnunet_godc.errors import UserError
 from nnunet_godc.workers import available_cores
+
+if TYPE_CHECKING:
+    from nnunet_godc.evaluation.lesions import LesionRule
 
 GROUPS = ("overlap", "surface", "lesions", "all")
 PROBLEMS_SHOWN = 50  # all of them stand in evaluation.json
@@ -20,8 +24,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=Path,
         nargs="*",
         metavar="RESULTS",
-        help="cross-validations: nnUNet_results/DatasetXXX_Name/TRAINER__PLANS__CONFIGURATION, one or several; or tables "
-        "that an earlier evaluation has written (measurements.csv), which are joined and not measured again",
+        help="cross-validations: nnUNet_results/DatasetXXX_Name/TRAINER__PLANS__CONFIGURATION, one or several; or "
+        "tables that an earlier evaluation has written (measurements.csv), which are joined and not measured again",
     )
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for tables and report")
     parser.add_argument(
@@ -126,7 +130,7 @@ def run(arguments: argparse.Namespace) -> int:
         raise UserError("-pred needs the references; give their folder with -ref")
     from tqdm import tqdm
 
-    from nnunet_godc.evaluation import LesionRule, evaluate
+    from nnunet_godc.evaluation import evaluate
 
     with tqdm(unit="case", disable=None) as bar:
 
@@ -147,12 +151,7 @@ def run(arguments: argparse.Namespace) -> int:
             nsd_tolerance_mm=arguments.nsd_tolerance,
             accept_headers=arguments.accept_headers,
             lesions=arguments.lesions,
-            lesion_rule=LesionRule(
-                arguments.lesion_iou,
-                arguments.lesion_minimum,
-                arguments.lesion_matching == "one-to-one",
-                arguments.lesion_dilation,
-            ),
+            lesion_rule=_lesion_rule(arguments),
             lesion_bins_ml=arguments.lesion_bins,
             baseline=arguments.baseline,
             table=arguments.table,
@@ -165,6 +164,24 @@ def run(arguments: argparse.Namespace) -> int:
         print(note)
     print(f"written to {arguments.out}: {', '.join(path.name for path in evaluation.files)}")
     return _tell_problems(evaluation.problems)
+
+
+def check_values(arguments: argparse.Namespace) -> None:
+    """Raises:
+    UserError: the value of an option makes no sense.
+    """
+    from nnunet_godc.evaluation.evaluate import check_options
+
+    check_options(
+        arguments.nsd_tolerance, _lesion_rule(arguments), arguments.lesion_bins, arguments.np, arguments.resamples
+    )
+
+
+def _lesion_rule(arguments: argparse.Namespace) -> LesionRule:
+    from nnunet_godc.evaluation.lesions import LesionRule
+
+    one_to_one = arguments.lesion_matching == "one-to-one"
+    return LesionRule(arguments.lesion_iou, arguments.lesion_minimum, one_to_one, arguments.lesion_dilation)
 
 
 def _tell_problems(problems: list[str]) -> int:

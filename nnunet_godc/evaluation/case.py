@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -79,7 +79,7 @@ class Options:
     surface: bool = True
     nsd_tolerance_mm: float = 2.0
     lesions: tuple[str, ...] = ()
-    rule: LesionRule = LesionRule()
+    rule: LesionRule = field(default_factory=LesionRule)
     accept_headers: bool = False
 
     @property
@@ -259,7 +259,8 @@ def _check_geometry(
         places = [corners @ affine[:3, :3].T + affine[:3, 3] for affine in affines if affine is not None]
         apart = float(np.linalg.norm(places[0] - places[1], axis=1).max())
         if apart > LARGEST_SHIFT * spacings[1].min():
-            sentence = f"prediction and reference lie up to {apart:.3g} mm apart in space (origin or direction in their headers)"
+            where = "in space (origin or direction in their headers)"
+            sentence = f"prediction and reference lie up to {apart:.3g} mm apart {where}"
     if not sentence:
         return 0.0
     if not accept:

@@ -178,12 +178,12 @@ def cubes(measurements: pd.DataFrame, lesion_bins_ml: Sequence[float]) -> list[C
     found = []
     for rows, by_volume in ((about_cases[~lesion], False), (about_cases[lesion], True)):
         if by_volume and len(rows):
-            rows = rows.sort_values("volume_ml", kind="stable")  # noqa: PLW2901 bins in the order of their volumes
+            rows = rows.sort_values("volume_ml", kind="stable")
             bins = volume_bins(lesion_bins_ml) or {"any volume": (0.0, np.inf)}
             names, edges = list(bins), [low for low, _ in bins.values()]
             which = np.searchsorted(edges, rows["volume_ml"].to_numpy(dtype=np.float64), side="right") - 1
-            rows = rows.assign(bin=pd.Categorical.from_codes(which, names))  # noqa: PLW2901
-            rows = rows[rows["metric"].isin(LESION_METRICS[:2])]  # noqa: PLW2901 the IoU decides, and is not averaged
+            rows = rows.assign(bin=pd.Categorical.from_codes(which, names))
+            rows = rows[rows["metric"].isin(LESION_METRICS[:2])]
         groups = rows.groupby(["dataset", rows["fold"].notna()], sort=False, observed=True)
         found += [_cube(part, bool(cross_validated)) for (_, cross_validated), part in groups]
     return [cube for cube in found if cube.questions]

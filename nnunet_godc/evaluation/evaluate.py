@@ -138,8 +138,7 @@ def evaluate(
         UserError: an option makes no sense, two results are of one trainer, plan and configuration, nothing could be
             measured, something cannot be read, or `out` cannot be written to.
     """
-    _check_values(nsd_tolerance_mm, lesion_rule, lesion_bins_ml, workers)
-    check_resamples(resamples)
+    check_options(nsd_tolerance_mm, lesion_rule, lesion_bins_ml, workers, resamples)
     frames: list[pd.DataFrame] = []
     found: list[Results] = []
     if isinstance(results, pd.DataFrame):
@@ -163,16 +162,18 @@ def evaluate(
         }
         check_baseline(baseline, {without_seed(trainer) for trainer in trainers})
 
-    measured, notes, record = Measured([]), [], {}
-    folder = None if out is None else Path(out)
+    measured = Measured([])
+    notes: list[str] = []
+    record: dict[str, Any] = {}
+    target = None if out is None else Path(out)
     try:
         if found:
             options = _options(found, metrics, nsd_tolerance_mm, lesions, lesion_rule, accept_headers)
             _check_distinct(found)
             patient_of, about_patients = read_patients(found, patients)
-            if folder is not None:
-                folder.mkdir(parents=True, exist_ok=True)
-            cache = None if folder is None else folder / CACHE
+            if target is not None:
+                target.mkdir(parents=True, exist_ok=True)
+            cache = None if target is None else target / CACHE
             measured = measure(found, options, cache=cache, workers=workers, progress=progress)
             if not any(cases for _, cases in measured.cases):
                 raise UserError("no case could be measured" + "".join(f"\n  {text}" for text in measured.problems))
@@ -197,8 +198,8 @@ def evaluate(
             }
         measurements = frames[0] if len(frames) == 1 else _joined(frames)
         written: list[Path] = []
-        if folder is not None and (found or len(frames) > 1 or not isinstance(results, pd.DataFrame)):
-            written = _write_measured(measurements, folder, record)
+        if target is not None and (found or len(frames) > 1 or not isinstance(results, pd.DataFrame)):
+            written = _write_measured(measurements, target, record)
         try:
             report = make_report(
                 measurements,
@@ -211,18 +212,18 @@ def evaluate(
             )
         except UserError as error:
             told = "".join(f"\n  {text}" for text in measured.problems)
-            earlier = folder is not None and (folder / REPORT).exists()
+            earlier = target is not None and (target / REPORT).exists()
             raise UserError(
                 f"measured, but not reported: {error}{told}"
                 + ("; the report that is there is of an earlier run" if earlier else "")
             ) from error
-        if folder is not None:
-            folder.mkdir(parents=True, exist_ok=True)
-            targets = [folder / name for name in report.files]
-            with replacing_all(targets) as temporaries:
+        if target is not None:
+            target.mkdir(parents=True, exist_ok=True)
+            paths = [target / name for name in report.files]
+            with replacing_all(paths) as temporaries:
                 for temporary, content in zip(temporaries, report.files.values(), strict=True):
                     temporary.write_text(content, encoding="utf-8", newline="\n")
-            written += targets
+            written += paths
     except OSError as error:
         where = f" ({error.filename})" if error.filename else ""
         raise UserError(f"cannot write to {out}: {error.strerror}{where}; choose another folder with --out") from error
@@ -237,7 +238,13 @@ def evaluate(
     )
 
 
-def _check_values(nsd_tolerance_mm: float, rule: LesionRule, bins: Sequence[float], workers: int) -> None:
+def check_options(
+    nsd_tolerance_mm: float, rule: LesionRule, bins: Sequence[float], workers: int, resamples: int
+) -> None:
+    """Raises:
+    UserError: the value of an option makes no sense.
+    """
+    check_resamples(resamples)
     if workers < 0:
         raise UserError(f"-np {workers} is not a number of worker processes; give 0 or more")
     if not (math.isfinite(nsd_tolerance_mm) and nsd_tolerance_mm > 0):

@@ -6,9 +6,9 @@ training t of the group g of cases that it predicted (a fold, or the whole test 
 
     value of a case = method + patient + training (t, g) + residual (p, t),
 
-the estimate is the mean over cases of the means over trainings, and its variance is the sum of two parts: `V_t`, from the
-spread of the trainings' means within their groups, which holds the residuals of these trainings, and `V_i`, that of the
-patients less the residuals, at least 0. docs/statistics.md says why, and how well it works.
+the estimate is the mean over cases of the means over trainings, and its variance is the sum of two parts: `V_t`, from
+the spread of the trainings' means within their groups, which holds the residuals of these trainings, and `V_i`, that
+of the patients less the residuals, at least 0. docs/statistics.md says why, and how well it works.
 """
 
 from __future__ import annotations
@@ -188,7 +188,8 @@ def crossed_intervals(
 
     The share w of the trainings in the variance decides on the degrees of freedom, 1 / (w^2 / f + (1 - w)^2 / (n - 1)),
     as Satterthwaite has it; but w is taken 1 + 1 / f times, at most 1. With few f, the share that is estimated and the
-    variance err together: where it comes out small, so does the variance. Plain Satterthwaite rejects 8 of 100 with f = 2.
+    variance err together: where it comes out small, so does the variance. Plain Satterthwaite rejects up to 8 of 100
+    with f = 2.
 
     Args:
         estimate: (K,).
@@ -283,7 +284,7 @@ def summarise(cube: Cube, *, resamples: int, seed: int) -> list[Summary]:
                     method=cube.methods[m],
                     question=question,
                     patients=int(patients[k]),
-                    cases=int(len(present)),
+                    cases=len(present),
                     undefined=_reasons(side.states[np.isnan(cases), own]) if own >= 0 else {},
                     mean=float(intervals.estimate[column]),
                     low=float(np.maximum(low[k], bounds.lowest)),

@@ -12,9 +12,9 @@ A lesion is a connected component of the mask, voxels that share a face, an edge
 
 Dice of a lesion is taken with what belongs to it, detected or not; 0 where nothing does.
 
-Three options follow other tools. With a *minimum volume*, smaller lesions of the reference and smaller predicted ones are
-dropped before matching, as if they were background. *One to one*, a lesion of the reference keeps of the predicted ones
-that belong to it only that with the largest overlap, as panoptica has it; the others are false positives. With a
+Three options follow other tools. With a *minimum volume*, smaller lesions of the reference and smaller predicted ones
+are dropped before matching, as if they were background. *One to one*, a lesion of the reference keeps of the predicted
+ones that belong to it only that with the largest overlap, as panoptica has it; the others are false positives. With a
 *dilation*, as in BraTS, voxels of the reference's mask that come together after so many dilations (by one voxel along
 faces) are one lesion, and so are those of the prediction; volumes and overlaps are taken on the masks as they are, and
 what touches the dilated lesion of the reference belongs to it.

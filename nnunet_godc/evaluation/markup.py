@@ -98,6 +98,6 @@ def latex_tables(table: Table, note: str = "") -> str:
 
 
 def _row(entries: object) -> str:
-    line = " & ".join(entries) + r" \\"  # type: ignore[arg-type, call-overload]
+    line = " & ".join(entries) + r" \\"  # type: ignore[arg-type]
     # Behind the end of a row, LaTeX would read a bracket or an asterisk as an argument of that end.
     return "{}" + line if line.startswith(("[", "*")) else line

@@ -299,7 +299,8 @@ def _by_label(section: Section, baseline: str | None) -> Table | None:
 def _distributions(section: Section) -> Table:
     """One row per metric, label and method: all that statistics.csv has for people."""
     rows = []
-    for entry in section.summaries:
+    order = {question: number for number, question in enumerate(section.cube.questions)}
+    for entry in sorted(section.summaries, key=lambda entry: order[entry.question]):
         if entry.question.label == OVER_LABELS:
             continue
         units = shown(entry.question.metric).telling(entry.mean, entry.median)
@@ -411,8 +412,13 @@ def _unmeasured(measurements: pd.DataFrame) -> Table | None:
     total = own.groupby(of, observed=True, sort=False)["case"].nunique()
     counted = rows.groupby([*of, "state"], observed=True, sort=False)["case"].nunique()
     cells = [
-        [str(dataset), str(trainer), str(state).removeprefix(f"{metrics.NOT_MEASURED}: "), str(number)]
-        + [str(total[dataset, trainer, plans, configuration])]
+        [
+            str(dataset),
+            str(trainer),
+            str(state).removeprefix(f"{metrics.NOT_MEASURED}: "),
+            str(number),
+            str(total[dataset, trainer, plans, configuration]),
+        ]
         for (dataset, trainer, plans, configuration, state), number in counted.items()
     ]
     caption = "Cases that could not be measured; what is known of them is at most the overlap that nnU-Net counted."
@@ -443,16 +449,16 @@ def _notes(sections: Sequence[Section], settings: Mapping[str, Any], measurement
     notes = [
         f"Intervals: 95 %, over patients, {settings['resamples']} resamples, seed {settings['seed']}; of a method with "
         "several trainings over patients and trainings. A method's trainings are averaged case by case.",
-        f"Comparisons {against}, within one configuration and plans, on the cases where both are defined; a difference is "
-        "claimed if the test, after Holm's correction over the methods, has p at most 0.05 and no interval includes zero. "
-        "It is an improvement only where no case is left out because of what one of the two predicted.",
+        f"Comparisons {against}, within one configuration and plans, on the cases where both are defined; a difference "
+        "is claimed if the test, after Holm's correction over the methods, has p at most 0.05 and no interval includes "
+        "zero. It is an improvement only where no case is left out because of what one of the two predicted.",
         *caveats(comparisons),
     ]
     if asked := multiplicity(comparisons):
         notes.append(asked)
     if comparisons:
-        notes.append("Bold: better than every method that it was compared with, as claimed. W/T/L: patients for whom the "
-                     "method is better, equal (to 1e-6), worse.")  # fmt: skip
+        notes.append("Bold: better than every method that it was compared with, as claimed. W/T/L: patients for whom "
+                     "the method is better, equal (to 1e-6), worse.")  # fmt: skip
     if any(math.isfinite(entry.mean) and not math.isfinite(entry.low) for entry in summaries):
         notes.append(
             "No interval: fewer than four patients, or too few of them differ from the others to tell the spread."
@@ -460,8 +466,8 @@ def _notes(sections: Sequence[Section], settings: Mapping[str, Any], measurement
     if any(0 < entry.patients < FEW_PATIENTS for entry in summaries):
         notes.append(f"Fewer than {FEW_PATIENTS} patients: intervals of the means of skewed metrics are too narrow.")
     if any(shown(entry.question.metric).unit == "mm" for entry in summaries):
-        notes.append("Of distances the median stands in the tables: a mean distance is made by its largest ones, and its "
-                     "interval is too narrow even for a hundred patients.")  # fmt: skip
+        notes.append("Of distances the median stands in the tables: a mean distance is made by its largest ones, and "
+                     "its interval is too narrow even for a hundred patients.")  # fmt: skip
     if any(metrics.better(entry.question.metric) == "zero" for entry in summaries):
         notes.append(
             "Volume errors: the mean is signed and tells the bias; comparisons are of the distances from zero."
@@ -470,8 +476,8 @@ def _notes(sections: Sequence[Section], settings: Mapping[str, Any], measurement
         notes.append("Mean over labels: of the labels' means over the cases where each is defined.")
     if number := int((measurements["metric"] == metrics.HEADERS_DIFFER).sum()):
         largest = measurements.loc[measurements["metric"] == metrics.HEADERS_DIFFER, "value"].max()
-        notes.append(f"{number} predictions were measured voxel by voxel although their headers differ from those of the "
-                     f"references, by up to {largest:.3g} mm.")  # fmt: skip
+        notes.append(f"{number} predictions were measured voxel by voxel although their headers differ from those of "
+                     f"the references, by up to {largest:.3g} mm.")  # fmt: skip
     return [*notes, "comparisons.csv has a sentence for each comparison; docs/statistics.md says how numbers are made."]
 
 

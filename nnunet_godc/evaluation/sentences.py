@@ -15,11 +15,11 @@ FEW_PATIENTS = 50
 
 THESE_MODELS = (
     "One training (per fold) stands behind a side: its sentence speaks of these trained models on new patients, and of "
-    "no method. What another training changes may be as large as the difference; only trainings with several seeds tell."
+    "no method. What another training changes may be as large as the difference; trainings with several seeds tell."
 )
 NEW_TRAININGS = (
-    "With several trainings on both sides, interval and test hold for new trainings and new patients: trainings, one per "
-    "fold and seed, and patients are crossed random effects."
+    "With several trainings on both sides, interval and test hold for new trainings and new patients: trainings, one "
+    "per fold and seed, and patients are crossed random effects."
 )
 
 
@@ -57,8 +57,8 @@ def multiplicity(comparisons: Sequence[Comparison]) -> str:
         return "Tests were made for one question, a metric of a label." if questions else ""
     tests = max(entry.tests for entry in comparisons)
     corrected = (
-        f"p-values are corrected for the methods that are compared in each (Holm, up to {tests} comparisons), not for the "
-        "number of questions"
+        f"p-values are corrected for the methods that are compared in each (Holm, up to {tests} comparisons), not for "
+        "the number of questions"
         if tests > 1
         else "with one comparison in each, no p-value is corrected"
     )
@@ -103,7 +103,8 @@ def _finding(comparison: Comparison) -> str:
         differing = comparison.wins + comparison.losses
         return (
             f"No difference in {subject} between {models} can be claimed: {differing} of {patients} "
-            f"{'differs' if differing == 1 else 'differ'}, too few or too alike for an interval ({_corrected(comparison)})."
+            f"{'differs' if differing == 1 else 'differ'}, too few or too alike for an interval "
+            f"({_corrected(comparison)})."
         )
     units = shown(comparison.question.metric).of_difference(comparison.difference, comparison.low, comparison.high)
     low, high = units.number(comparison.low), units.difference(comparison.high)

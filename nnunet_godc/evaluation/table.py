@@ -1,7 +1,7 @@
 """The long table, from measurement to report: its columns, writing it as CSV, reading it back, joining several.
 
-One row per case, label and metric of every training. Rows are also about less, or more, than that; what a row is not about
-is empty there:
+One row per case, label and metric of every training. Rows are also about less, or more, than that; what a row is not
+about is empty there:
 
 - a case that could not be measured (no label and metric; `state` says why),
 - a case as a whole (no label), as how far its headers differ,
