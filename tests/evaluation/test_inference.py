@@ -15,7 +15,7 @@ trainings = pytest.importorskip("benchmarks.trainings", reason="the benchmarks a
 @pytest.mark.parametrize("seeds", [2, 3])
 def test_equal_methods_are_told_apart_in_5_of_100_studies(folds: int, spread: float, seeds: int):
     cube = trainings.draw(np.random.default_rng(0), 4000, seeds, folds, (spread, spread), 0.0)
-    assert np.mean(trainings.claimed(cube)) == pytest.approx(0.05, abs=0.015)  # standard error 0.0035
+    assert 0.03 < np.mean(trainings.claimed(cube)) < 0.065  # 0.04 to 0.06 in truth; standard error 0.0035
 
 
 def study(seeds: int, spread: float, gain: float = 0.0) -> pd.DataFrame:
