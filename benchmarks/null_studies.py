@@ -12,8 +12,8 @@ import numpy as np
 from _measure import parse_cpu_arguments, write_report
 
 from nnunet_godc.evaluation import metrics
-from nnunet_godc.evaluation.case_table import CaseTable, Method, Question
-from nnunet_godc.evaluation.comparison import compare_methods
+from nnunet_godc.evaluation.cube import Cube, Method, Question
+from nnunet_godc.evaluation.inference import compare_methods
 
 METRICS = (
     *(metrics.DICE, metrics.IOU, metrics.PRECISION, metrics.RECALL, metrics.RELATIVE_VOLUME_ERROR),
@@ -26,31 +26,33 @@ RESAMPLES = 1000
 CORRELATION = 0.6  # of the differences of two metrics of one label
 
 
-def draw_study(random: np.random.Generator, labels: int, asked: int) -> CaseTable:
+def draw_study(random: np.random.Generator, labels: int, asked: int) -> Cube:
     """Two methods whose differences are normal around 0, one case for each patient."""
     shape = (PATIENTS, labels, asked)
     shared, own = random.normal(size=(PATIENTS, labels, 1)), random.normal(size=shape)
     differences = 0.02 * (CORRELATION**0.5 * shared + (1 - CORRELATION) ** 0.5 * own)
     first = random.uniform(0.5, 0.7, shape)
     values = np.stack([first, first + differences]).reshape(2, PATIENTS, -1)
-    return CaseTable(
+    return Cube(
         dataset="Dataset501_LiTS",
         cross_validated=True,
         methods=(Method("3d_fullres", "nnUNetPlans", "A"), Method("3d_fullres", "nnUNetPlans", "B")),
         questions=tuple(Question(f"label {label}", metric) for label in range(labels) for metric in METRICS[:asked]),
+        label_columns=(),
         patients=tuple(f"patient {number}" for number in range(PATIENTS)),
         first_case=np.arange(PATIENTS),
+        trainings=((0,), (1,)),
+        seeds=(-1, -1),
         values=values,
-        compared=values,
         states=np.zeros(values.shape, np.uint8),
-        runs=tuple(method.mean(axis=0, keepdims=True) for method in values),
+        fold_of=np.zeros((2, PATIENTS), np.int64),
     )
 
 
-def claims(table: CaseTable, seed: int) -> int:
+def claims(table: Cube, seed: int) -> int:
     """Differences that the report of a study claims."""
     compared = compare_methods(table, baseline="A", resamples=RESAMPLES, seed=seed)
-    return sum(comparison.supported for comparison in compared)
+    return sum(comparison.significant for comparison in compared)
 
 
 def main() -> None:

@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import argparse
-import math
 import sys
-from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from nnunet_godc.errors import UserError
-from nnunet_godc.seeded_names import without_seed
 from nnunet_godc.workers import available_cores
 
 if TYPE_CHECKING:
-    from nnunet_godc.evaluation.results import Results
+    from nnunet_godc.evaluation.lesions import LesionRule
 
 GROUPS = ("overlap", "surface", "lesions", "all")
 PROBLEMS_SHOWN = 50  # all of them stand in evaluation.json
+WITH_PROBLEMS = 3  # exit status: the report is written, but something is missing or could not be measured
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -26,7 +24,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=Path,
         nargs="*",
         metavar="RESULTS",
-        help="cross-validations: nnUNet_results/DatasetXXX_Name/TRAINER__PLANS__CONFIGURATION, one or several",
+        help="cross-validations: nnUNet_results/DatasetXXX_Name/TRAINER__PLANS__CONFIGURATION, one or several; or "
+        "tables that an earlier evaluation has written (measurements.csv), which are joined and not measured again",
     )
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for tables and report")
     parser.add_argument(
@@ -72,6 +71,32 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="from which a lesion counts as detected, default: %(default)g; 0: any overlap",
     )
     what.add_argument(
+        "--lesion-minimum",
+        type=float,
+        default=0.0,
+        metavar="ML",
+        help="lesions below this volume are dropped, in the reference and predicted; default: none",
+    )
+    what.add_argument(
+        "--lesion-matching",
+        choices=("many-to-one", "one-to-one"),
+        default="many-to-one",
+        help="whether all predicted lesions of one are taken together, or only that of the largest overlap, as in "
+        "panoptica; default: %(default)s",
+    )
+    what.add_argument(
+        "--lesion-dilation",
+        type=int,
+        default=0,
+        metavar="VOXELS",
+        help="by which masks are dilated before lesions are told apart, as in BraTS; default: %(default)s",
+    )
+    what.add_argument(
+        "--accept-headers",
+        action="store_true",
+        help="measure voxel by voxel where prediction and reference differ in their headers only",
+    )
+    what.add_argument(
         "--lesion-bins",
         type=float,
         nargs="+",
@@ -84,30 +109,29 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--baseline", metavar="TRAINER", help="compare every trainer with this one, default: all with each other"
     )
     statistics.add_argument(
+        "--table",
+        nargs="+",
+        default=["dice", "precision", "recall"],
+        metavar="METRIC",
+        help="columns of the tables, by how their names begin; default: dice precision recall. All else is below them",
+    )
+    statistics.add_argument(
         "--resamples", type=int, default=10_000, metavar="N", help="of the bootstrap, default: %(default)s"
     )
     statistics.add_argument("--seed", type=int, default=0, help="of all that is drawn, default: %(default)s")
 
 
 def run(arguments: argparse.Namespace) -> int:
-    _check(arguments)
+    if not arguments.results and not arguments.pred:
+        raise UserError(
+            "nothing to evaluate; give folders of results, or predictions with -pred and references with -ref"
+        )
+    if arguments.pred and arguments.ref is None:
+        raise UserError("-pred needs the references; give their folder with -ref")
     from tqdm import tqdm
 
-    from nnunet_godc.evaluation.case import Options
-    from nnunet_godc.evaluation.evaluate import evaluate, lesion_labels
-    from nnunet_godc.evaluation.reporting import check_baseline, write_report
+    from nnunet_godc.evaluation import evaluate
 
-    results = _find(arguments)
-    if arguments.baseline is not None:
-        check_baseline(arguments.baseline, {without_seed(result.trainer) for result in results})
-    groups = set(GROUPS) if "all" in arguments.metrics else set(arguments.metrics)
-    lesions = lesion_labels(results, arguments.lesions) if "lesions" in groups else ()
-    options = Options(
-        surface="surface" in groups,
-        nsd_tolerance_mm=arguments.nsd_tolerance,
-        lesions=lesions,
-        minimum_iou=arguments.lesion_iou,
-    )
     with tqdm(unit="case", disable=None) as bar:
 
         def show(done: int, total: int) -> None:
@@ -115,78 +139,49 @@ def run(arguments: argparse.Namespace) -> int:
             bar.update(done - bar.n)
 
         evaluation = evaluate(
-            results,
+            arguments.results,
             arguments.out,
-            options,
-            lesion_bins_ml=arguments.lesion_bins,
+            predictions=arguments.pred,
+            references=arguments.ref,
+            dataset_json=arguments.djfile,
+            plans=arguments.pfile,
+            only_predicted=arguments.chill,
             patients=arguments.patients,
+            metrics=arguments.metrics,
+            nsd_tolerance_mm=arguments.nsd_tolerance,
+            accept_headers=arguments.accept_headers,
+            lesions=arguments.lesions,
+            lesion_rule=_lesion_rule(arguments),
+            lesion_bins_ml=arguments.lesion_bins,
+            baseline=arguments.baseline,
+            table=arguments.table,
+            resamples=arguments.resamples,
+            seed=arguments.seed,
             workers=arguments.np,
             progress=show,
         )
     for note in evaluation.notes:
         print(note)
-    if "lesions" in groups:
-        chosen = "as asked for" if arguments.lesions else "by their names; --lesions takes others"
-        print(f"lesions: {', '.join(lesions) or 'no label'} ({chosen})")
-    try:
-        written = write_report(
-            evaluation.measurements,
-            arguments.out,
-            lesions=evaluation.lesions,
-            baseline=arguments.baseline,
-            seed=arguments.seed,
-            resamples=arguments.resamples,
-        )
-    except UserError as error:
-        _tell_problems(evaluation.problems)
-        earlier = "; the report that is there is of an earlier run" if (arguments.out / "report.md").exists() else ""
-        raise UserError(f"measured, but not reported: {error}{earlier}") from error
-    names = [path.name for path in (*evaluation.files, *written)]
-    print(f"written to {arguments.out}: {', '.join(names)}")
+    print(f"written to {arguments.out}: {', '.join(path.name for path in evaluation.files)}")
     return _tell_problems(evaluation.problems)
-
-
-def _check(arguments: argparse.Namespace) -> None:
-    """Raises:
-    UserError: options contradict each other, or their values make no sense.
-    """
-    if not arguments.results and not arguments.pred:
-        raise UserError(
-            "nothing to evaluate; give folders of results, or predictions with -pred and references with -ref"
-        )
-    if arguments.pred and arguments.ref is None:
-        raise UserError("-pred needs the references; give their folder with -ref")
-    check_values(arguments)
 
 
 def check_values(arguments: argparse.Namespace) -> None:
     """Raises:
     UserError: the value of an option makes no sense.
     """
-    from nnunet_godc.evaluation.reporting import check_resamples
+    from nnunet_godc.evaluation.evaluate import check_options
 
-    if arguments.np < 0:
-        raise UserError(f"-np {arguments.np} is no number of worker processes; give 0 or more")
-    if not (math.isfinite(arguments.nsd_tolerance) and arguments.nsd_tolerance > 0):
-        raise UserError(f"--nsd-tolerance {arguments.nsd_tolerance:g} is no distance; give millimetres above 0")
-    if not 0 <= arguments.lesion_iou <= 1:
-        raise UserError(f"--lesion-iou {arguments.lesion_iou:g} is no IoU; give 0 to 1")
-    edges = [0.0, *arguments.lesion_bins]
-    if not all(low < high < math.inf for low, high in pairwise(edges)):
-        raise UserError("--lesion-bins have to be volumes above 0 ml, each larger than the one before")
-    check_resamples(arguments.resamples)
+    check_options(
+        arguments.nsd_tolerance, _lesion_rule(arguments), arguments.lesion_bins, arguments.np, arguments.resamples
+    )
 
 
-def _find(arguments: argparse.Namespace) -> list[Results]:
-    from nnunet_godc.evaluation.results import predicted_results, trainer_results
+def _lesion_rule(arguments: argparse.Namespace) -> LesionRule:
+    from nnunet_godc.evaluation.lesions import LesionRule
 
-    return [
-        *(trainer_results(folder, arguments.ref) for folder in arguments.results),
-        *(
-            predicted_results(folder, arguments.ref, arguments.djfile, arguments.pfile, only_predicted=arguments.chill)
-            for folder in arguments.pred
-        ),
-    ]
+    one_to_one = arguments.lesion_matching == "one-to-one"
+    return LesionRule(arguments.lesion_iou, arguments.lesion_minimum, one_to_one, arguments.lesion_dilation)
 
 
 def _tell_problems(problems: list[str]) -> int:
@@ -197,4 +192,4 @@ def _tell_problems(problems: list[str]) -> int:
         print(f"  {problem}", file=sys.stderr)
     if len(problems) > PROBLEMS_SHOWN:
         print(f"  and {len(problems) - PROBLEMS_SHOWN} more: see evaluation.json", file=sys.stderr)
-    return 1
+    return WITH_PROBLEMS

@@ -18,8 +18,8 @@ from nnunet_godc.demo.commands import (
 from nnunet_godc.demo.figure import draw_case
 from nnunet_godc.demo.table import MEAN, format_table, score_table, write_csv
 from nnunet_godc.errors import UserError
+from nnunet_godc.evaluation import read_tables
 from nnunet_godc.evaluation.evaluate import MEASUREMENTS
-from nnunet_godc.evaluation.table import read_measurements
 from nnunet_godc.shrunken_plans import CONFIGURATION, write_shrunken_plans
 
 DATASET_ID = 500
@@ -265,7 +265,7 @@ class _Commands:
 
 
 def _write_results(folder: DemoFolder) -> None:
-    scores = score_table(read_measurements(folder.evaluation / MEASUREMENTS))
+    scores = score_table(read_tables([folder.evaluation / MEASUREMENTS]))
     table = format_table(scores)
     folder.metrics_text.write_text(table + "\n")
     write_csv(folder.metrics_csv, scores)

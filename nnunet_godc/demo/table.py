@@ -16,13 +16,14 @@ def score_table(measurements: pd.DataFrame) -> pd.DataFrame:
     """Every label in every case, then the means over the cases where a metric is defined.
 
     Args:
-        measurements: of one training, as `nnunet_godc.evaluation.table.read_measurements` gives them.
+        measurements: of one training, as `nnunet_godc.evaluation.read_tables` gives them.
 
     Returns:
         One row per case and label, which are its index, and a column per metric; NaN where it is not defined.
     """
     text = dict.fromkeys(("case", "label", "metric"), "str")
-    scores = measurements.astype(text).pivot(index=["case", "label"], columns="metric", values="value")
+    of_cases = measurements[measurements["metric"].isin(_METRICS) & measurements["lesion"].isna()]
+    scores = of_cases.astype(text).pivot(index=["case", "label"], columns="metric", values="value")
     scores = scores[list(_METRICS)].rename(columns=_METRICS)
     means = scores.groupby("label").mean()
     return pd.concat([scores, pd.concat({MEAN: means}, names=["case"])])

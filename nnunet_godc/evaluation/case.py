@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,8 @@ import SimpleITK
 from numpy.typing import NDArray
 from scipy.ndimage import find_objects
 
-from nnunet_godc.evaluation.lesions import Lesions, match_lesions
+from nnunet_godc.evaluation import metrics
+from nnunet_godc.evaluation.lesions import LesionRule, Lesions, match_lesions
 from nnunet_godc.evaluation.surface import surface_distances
 
 Label = int | tuple[int, ...]
@@ -29,7 +30,19 @@ GIPL_HEADER = 256  # bytes
 
 
 class CaseProblem(Exception):  # noqa: N818 it is told, and stops nothing
-    """Why a case could not be measured: one sentence, which stands after the case's name."""
+    """Why a case could not be measured.
+
+    Attributes:
+        sentence: stands after the case's name.
+        state: one of `metrics.UNMEASURED`.
+    """
+
+    def __init__(self, sentence: str, state: str = metrics.OTHER_REASON) -> None:
+        super().__init__(sentence, state)
+        self.sentence, self.state = sentence, state
+
+    def __str__(self) -> str:
+        return self.sentence
 
 
 @dataclass(frozen=True)
@@ -59,13 +72,15 @@ class Options:
         surface: HD95, average symmetric surface distance and NSD.
         nsd_tolerance_mm: of the NSD.
         lesions: the labels whose lesions are matched, by name.
-        minimum_iou: from which a lesion counts as detected.
+        rule: by which they are matched.
+        accept_headers: measures voxel by voxel where only the headers of prediction and reference differ.
     """
 
     surface: bool = True
     nsd_tolerance_mm: float = 2.0
     lesions: tuple[str, ...] = ()
-    minimum_iou: float = 0.1
+    rule: LesionRule = field(default_factory=LesionRule)
+    accept_headers: bool = False
 
     @property
     def need_images(self) -> bool:
@@ -100,10 +115,12 @@ class CaseMeasures:
     Attributes:
         labels: by name.
         voxel_ml: volume of a voxel; None where only nnU-Net's summary.json was read, which does not tell it.
+        headers_differ_mm: how far the two files lie apart by their headers, where that was accepted; else 0.
     """
 
     labels: Mapping[str, LabelMeasures]
     voxel_ml: float | None = None
+    headers_differ_mm: float = 0.0
 
 
 def measure_case(
@@ -126,7 +143,7 @@ def measure_case(
         reference, "reference", reader, labels.known if labels.ignore is None else labels.known | {labels.ignore}
     )
     guess, guess_properties = _read(prediction, "prediction", reader, labels.known)
-    _check_geometry(truth, guess, truth_properties, guess_properties)
+    apart = _check_geometry(truth, guess, truth_properties, guess_properties, accept=options.accept_headers)
     if labels.ignore is not None:
         guess[truth == labels.ignore] = 0
         truth[truth == labels.ignore] = 0
@@ -147,7 +164,7 @@ def measure_case(
         name: _measure_label(np.isin(truth, value), np.isin(guess, value), spacing, voxel_ml, name, options)
         for name, value in labels.values.items()
     }
-    return CaseMeasures(measures, voxel_ml)
+    return CaseMeasures(measures, voxel_ml, apart)
 
 
 def _measure_label(
@@ -168,7 +185,7 @@ def _measure_label(
         else:
             surface = SurfaceMeasures(np.nan, np.nan, 0.0 if in_reference or in_prediction else np.nan)
     if name in options.lesions:
-        lesions = match_lesions(reference, prediction, voxel_ml=voxel_ml, minimum_iou=options.minimum_iou)
+        lesions = match_lesions(reference, prediction, voxel_ml=voxel_ml, rule=options.rule)
     return LabelMeasures(right, in_prediction - right, in_reference - right, surface, lesions)
 
 
@@ -186,19 +203,21 @@ def _read(path: Path, what: str, reader: type[Any], known: frozenset[int]) -> tu
     except MemoryError:
         raise
     except Exception as error:  # whatever the libraries behind nnU-Net's readers raise for a damaged file
-        raise CaseProblem(f"its {what} cannot be read ({type(error).__name__}): {path}") from None
+        raise CaseProblem(f"its {what} cannot be read ({type(error).__name__}): {path}", metrics.NOT_READABLE) from None
     if image.ndim != 4 or image.shape[0] != 1:
-        raise CaseProblem(f"its {what} is no segmentation of one channel: {path}")
+        raise CaseProblem(f"its {what} is no segmentation of one channel: {path}", metrics.NOT_READABLE)
     labels = np.empty(image.shape[1:], np.uint16)
     seen: set[int] = set()
     for plane, values in zip(labels, image[0], strict=True):  # the reader's floats take memory enough
         with np.errstate(invalid="ignore"):
             plane[...] = values
         if not np.array_equal(plane, values):
-            raise CaseProblem(f"its {what} holds {values[plane != values][0]:.9g}, which is no label: {path}")
+            wrong = values[plane != values][0]
+            raise CaseProblem(f"its {what} holds {wrong:.9g}, which is no label: {path}", metrics.NOT_READABLE)
         seen.update(np.flatnonzero(np.bincount(plane.ravel())).tolist())
     if unknown := sorted(seen - known):
-        raise CaseProblem(f"its {what} holds {unknown[0]}, which is no label in dataset.json: {path}")
+        sentence = f"its {what} holds {unknown[0]}, which is no label in dataset.json: {path}"
+        raise CaseProblem(sentence, metrics.NOT_READABLE)
     return labels, properties
 
 
@@ -215,25 +234,38 @@ def _check_geometry(
     prediction: NDArray[np.uint16],
     reference_properties: dict[str, Any],
     prediction_properties: dict[str, Any],
-) -> None:
+    *,
+    accept: bool,
+) -> float:
+    """How far the two lie apart by their headers, mm; 0 where they agree.
+
+    Raises:
+        CaseProblem: they differ in shape, or in their headers and that is not accepted.
+    """
     shapes = [array.shape for array in (prediction, reference)]
     if shapes[0] != shapes[1]:
-        raise CaseProblem(f"prediction and reference differ in shape, {_by(shapes[0])} and {_by(shapes[1])} voxels")
+        sentence = f"prediction and reference differ in shape, {_by(shapes[0])} and {_by(shapes[1])} voxels"
+        raise CaseProblem(sentence, metrics.GEOMETRY_DIFFERS)
     spacings = [np.asarray(p["spacing"], float) for p in (prediction_properties, reference_properties)]
     extent = np.asarray(reference.shape)
+    apart = float((np.abs(spacings[0] - spacings[1]) * extent).max())
+    sentence = ""
     if np.any(np.abs(spacings[0] - spacings[1]) * extent > LARGEST_SHIFT * spacings[1]):
-        raise CaseProblem(f"prediction and reference differ in spacing, {_by(spacings[0])} and {_by(spacings[1])} mm")
+        sentence = f"prediction and reference differ in spacing, {_by(spacings[0])} and {_by(spacings[1])} mm"
     affines = [_affine(properties) for properties in (prediction_properties, reference_properties)]
-    if affines[0] is None or affines[1] is None:
-        return
-    # Where the corners of the volume lie in space: (corners, 3).
-    corners = np.stack(np.meshgrid(*[(0, size - 1) for size in extent[::-1]], indexing="ij"), -1).reshape(-1, 3)
-    places = [corners @ affine[:3, :3].T + affine[:3, 3] for affine in affines if affine is not None]
-    shift = float(np.linalg.norm(places[0] - places[1], axis=1).max())
-    if shift > LARGEST_SHIFT * spacings[1].min():
-        raise CaseProblem(
-            f"prediction and reference lie up to {shift:.3g} mm apart in space (origin or direction in their headers)"
-        )
+    if not sentence and affines[0] is not None and affines[1] is not None:
+        # Where the corners of the volume lie in space: (corners, 3).
+        corners = np.stack(np.meshgrid(*[(0, size - 1) for size in extent[::-1]], indexing="ij"), -1).reshape(-1, 3)
+        places = [corners @ affine[:3, :3].T + affine[:3, 3] for affine in affines if affine is not None]
+        apart = float(np.linalg.norm(places[0] - places[1], axis=1).max())
+        if apart > LARGEST_SHIFT * spacings[1].min():
+            where = "in space (origin or direction in their headers)"
+            sentence = f"prediction and reference lie up to {apart:.3g} mm apart {where}"
+    if not sentence:
+        return 0.0
+    if not accept:
+        raise CaseProblem(f"{sentence}; --accept-headers measures it voxel by voxel", metrics.GEOMETRY_DIFFERS)
+    return apart
 
 
 def _affine(properties: dict[str, Any]) -> NDArray[np.float64] | None:

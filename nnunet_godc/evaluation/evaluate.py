@@ -1,14 +1,17 @@
-"""From results to tables on disk: measurements.csv, lesions.csv, and evaluation.json, which says how they were made."""
+"""From results to the report: what the command does, as one function."""
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import math
 import platform
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.metadata import version
+from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pandas as pd
 
@@ -16,15 +19,22 @@ import nnunet_godc
 from nnunet_godc.errors import UserError
 from nnunet_godc.evaluation import metrics
 from nnunet_godc.evaluation.case import METHOD, Options
+from nnunet_godc.evaluation.costs import training_costs
+from nnunet_godc.evaluation.lesions import LesionRule
 from nnunet_godc.evaluation.measurement import Measured, measure
 from nnunet_godc.evaluation.patients import read_patients
-from nnunet_godc.evaluation.results import Results
-from nnunet_godc.evaluation.table import MODEL_COLUMNS, lesion_table, measurement_table, write_table
-from nnunet_godc.replacing import replacing
+from nnunet_godc.evaluation.report import PAPER, check_baseline, check_resamples, make_report
+from nnunet_godc.evaluation.results import Results, predicted_results, trainer_results
+from nnunet_godc.evaluation.statistics import RESAMPLES
+from nnunet_godc.evaluation.table import MODEL_COLUMNS, check_table, long_table, read_tables, write_table
+from nnunet_godc.replacing import replacing, replacing_all
+from nnunet_godc.seeded_names import without_seed
+
+Group = Literal["overlap", "surface", "lesions", "all"]
 
 MEASUREMENTS = "measurements.csv"
-LESIONS = "lesions.csv"
 RECORD = "evaluation.json"
+REPORT = "report.md"
 CACHE = "measured"
 PACKAGES = ("nnunetv2", "numpy", "pandas", "scipy", "scikit-image", "SimpleITK")
 
@@ -34,20 +44,25 @@ LESION_WORDS = ("tumour", "tumor", "lesion", "cancer", "carcinoma", "metasta", "
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What was measured.
+    """What came of an evaluation.
 
     Attributes:
-        measurements, lesions: as `nnunet_godc.evaluation.table` describes them; lesions are None if none were matched.
+        measurements: the long table, as `nnunet_godc.evaluation.table` describes it.
+        statistics: one row per method, label and metric.
+        comparisons: one row per comparison, with the sentence that it allows.
+        report: the report, in Markdown.
         files: what was written.
         problems: what is missing or could not be measured, one sentence each.
         notes: what a reader of the numbers should know, one sentence each.
     """
 
     measurements: pd.DataFrame
-    lesions: pd.DataFrame | None
-    files: list[Path]
-    problems: list[str]
-    notes: list[str]
+    statistics: pd.DataFrame
+    comparisons: pd.DataFrame
+    report: str
+    files: list[Path] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
 
 
 def lesion_labels(results: Sequence[Results], asked_for: Sequence[str] | None) -> tuple[str, ...]:
@@ -69,65 +84,214 @@ def lesion_labels(results: Sequence[Results], asked_for: Sequence[str] | None) -
 
 
 def evaluate(
-    results: Sequence[Results],
-    out: Path,
-    options: Options,
+    results: Sequence[Path | str] | pd.DataFrame = (),
+    out: Path | str | None = None,
     *,
-    lesion_bins_ml: Sequence[float] = (0.5, 2.0, 10.0),
+    predictions: Sequence[Path | str] = (),
+    references: Path | str | None = None,
+    dataset_json: Path | None = None,
+    plans: Path | None = None,
+    only_predicted: bool = False,
     patients: Path | None = None,
+    metrics: Sequence[Group] = ("all",),
+    nsd_tolerance_mm: float = 2.0,
+    accept_headers: bool = False,
+    lesions: Sequence[str] | None = None,
+    lesion_rule: LesionRule = LesionRule(),  # noqa: B008 it cannot change
+    lesion_bins_ml: Sequence[float] = (0.5, 2.0, 10.0),
+    baseline: str | None = None,
+    table: Sequence[str] = PAPER,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
     workers: int = 0,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Evaluation:
-    """Measure every case of `results` and write the tables.
+    """Measure predictions, or take what was measured, and say what can be said; `nnunet-godc evaluate` as a function.
+
+    Example:
+        >>> found = evaluate(["measurements.csv"], baseline="nnUNetTrainer")
+        >>> found.comparisons.query("significant")[["trainer", "label", "metric", "difference", "low", "high"]]
+        >>> print(found.report)
 
     Args:
-        out: folder for the tables; what was measured on images is kept below it.
-        options: what is measured.
-        lesion_bins_ml: edges between the bins of lesion volumes, increasing.
+        results: cross-validations, ``nnUNet_results/DatasetXXX_Name/TRAINER__PLANS__CONFIGURATION``; and long tables
+            (CSV), several of which are joined; or the long table itself.
+        out: folder for tables and report, made if it is not there; what was measured on images is kept below it. None
+            writes nothing.
+        predictions, references: folders of predictions, and that of their references, which serves `results` as well.
+        dataset_json, plans: of the predictions, by default those beside them.
+        only_predicted: references without a prediction are no problem.
         patients: CSV ``case,patient``; by default what nnunet-godc convert has recorded.
-        workers: processes; 0 measures in this one.
+        metrics: groups of metrics that are measured.
+        nsd_tolerance_mm: of the NSD.
+        accept_headers: measures voxel by voxel where only the headers of prediction and reference differ.
+        lesions: labels whose lesions are matched, by default those whose names say so.
+        lesion_rule: how lesions are told apart and matched.
+        lesion_bins_ml: edges between the bins of lesion volumes, increasing.
+        baseline: trainer without its seed, with which the others are compared; by default all with each other.
+        table: metrics in the tables for people, by how their names begin.
+        resamples, seed: of bootstrap and permutation test.
+        workers: processes that measure; 0 measures in this one.
         progress: called with the number of cases on images that are done, and of those that there are.
 
     Raises:
-        UserError: two results are of one trainer, plan and configuration; no case could be measured; the patients
-            cannot be read; `out` cannot be written to.
+        UserError: an option makes no sense, two results are of one trainer, plan and configuration, nothing could be
+            measured, something cannot be read, or `out` cannot be written to.
     """
-    _check_distinct(results)
-    patient_of, about_patients = read_patients(results, patients)
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        measured = measure(results, options, cache=out / CACHE, workers=workers, progress=progress)
-        if not any(cases for _, cases in measured.cases):
-            raise UserError("no case could be measured" + "".join(f"\n  {text}" for text in measured.problems))
-        measurements = measurement_table(measured.cases, patient_of, nsd_tolerance_mm=options.nsd_tolerance_mm)
-        write_table(measurements, out / MEASUREMENTS)
-        lesions = None
-        if options.lesions:
-            bins = metrics.volume_bins(lesion_bins_ml)
-            lesions = lesion_table(measured.cases, patient_of, bins=bins)
-            write_table(lesions, out / LESIONS)
-        else:
-            (out / LESIONS).unlink(missing_ok=True)  # of an earlier run with other options
-        notes = [note for result in results for note in result.notes]
-        record = {
-            **_how(options, lesion_bins_ml),
-            "patients": about_patients,
-            "results": [_about(result, measurements) for result in results],
-            "cases": {"counted by nnU-Net": measured.counted, "measured": measured.read, "kept": measured.kept},
-            "problems": measured.problems,
-            "notes": notes,
+    check_options(nsd_tolerance_mm, lesion_rule, lesion_bins_ml, workers, resamples)
+    frames: list[pd.DataFrame] = []
+    found: list[Results] = []
+    if isinstance(results, pd.DataFrame):
+        check_table(results)
+        frames.append(results)
+    else:
+        paths = [Path(path) for path in results]
+        if tables := [path for path in paths if path.is_file() or path.suffix == ".csv"]:
+            frames.append(read_tables(tables))
+        referred = None if references is None else Path(references)
+        found = [trainer_results(path, referred) for path in paths if path not in tables]
+        for folder in predictions:
+            if referred is None:
+                raise UserError("predictions need their references; give the folder of these")
+            found.append(predicted_results(Path(folder), referred, dataset_json, plans, only_predicted=only_predicted))
+    if not frames and not found:
+        raise UserError("nothing to evaluate; give folders of results, tables, or predictions and references")
+    if baseline is not None:
+        trainers = {result.trainer for result in found} | {
+            str(t) for frame in frames for t in frame["trainer"].unique()
         }
-        with replacing(out / RECORD) as temporary:
-            temporary.write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        check_baseline(baseline, {without_seed(trainer) for trainer in trainers})
+
+    measured = Measured([])
+    notes: list[str] = []
+    record: dict[str, Any] = {}
+    target = None if out is None else Path(out)
+    try:
+        if found:
+            options = _options(found, metrics, nsd_tolerance_mm, lesions, lesion_rule, accept_headers)
+            _check_distinct(found)
+            patient_of, about_patients = read_patients(found, patients)
+            if target is not None:
+                target.mkdir(parents=True, exist_ok=True)
+            cache = None if target is None else target / CACHE
+            measured = measure(found, options, cache=cache, workers=workers, progress=progress)
+            if not any(cases for _, cases in measured.cases):
+                raise UserError("no case could be measured" + "".join(f"\n  {text}" for text in measured.problems))
+            costs = [training_costs(result.folder) for result in found]
+            frame = long_table(
+                measured.cases, measured.unmeasured, costs, patient_of, nsd_tolerance_mm=nsd_tolerance_mm
+            )
+            frames.append(frame)
+            notes = [note for result in found for note in result.notes] + [about_patients, _about_cases(measured)]
+            if options.lesions:
+                chosen = "as asked for" if lesions else "by their names"
+                notes.append(f"lesions: {', '.join(options.lesions)} ({chosen}), {options.rule}")
+            elif {"lesions", "all"} & set(metrics):
+                notes.append("lesions: no label is called like one; --lesions names those that are")
+            record = {
+                **_how(options, lesion_bins_ml),
+                "patients": about_patients,
+                "results": [_about(result, frame) for result in found],
+                "cases": {"counted by nnU-Net": measured.counted, "measured": measured.read, "kept": measured.kept},
+                "problems": measured.problems,
+                "notes": notes,
+            }
+        measurements = frames[0] if len(frames) == 1 else _joined(frames)
+        written: list[Path] = []
+        if target is not None and (found or len(frames) > 1 or not isinstance(results, pd.DataFrame)):
+            written = _write_measured(measurements, target, record)
+        try:
+            report = make_report(
+                measurements,
+                baseline=baseline,
+                table=table,
+                lesion_bins_ml=lesion_bins_ml,
+                notes=notes,
+                seed=seed,
+                resamples=resamples,
+            )
+        except UserError as error:
+            told = "".join(f"\n  {text}" for text in measured.problems)
+            earlier = target is not None and (target / REPORT).exists()
+            raise UserError(
+                f"measured, but not reported: {error}{told}"
+                + ("; the report that is there is of an earlier run" if earlier else "")
+            ) from error
+        if target is not None:
+            target.mkdir(parents=True, exist_ok=True)
+            paths = [target / name for name in report.files]
+            with replacing_all(paths) as temporaries:
+                for temporary, content in zip(temporaries, report.files.values(), strict=True):
+                    temporary.write_text(content, encoding="utf-8", newline="\n")
+            written += paths
     except OSError as error:
-        raise UserError(f"cannot write to {out}: {error.strerror}; choose another folder with --out") from error
+        where = f" ({error.filename})" if error.filename else ""
+        raise UserError(f"cannot write to {out}: {error.strerror}{where}; choose another folder with --out") from error
     return Evaluation(
         measurements,
-        lesions,
-        files=[out / MEASUREMENTS, *([out / LESIONS] if lesions is not None else []), out / RECORD],
+        report.statistics,
+        report.comparisons,
+        report.files[REPORT],
+        files=written,
         problems=measured.problems,
-        notes=[*notes, about_patients, _about_cases(measured)],
+        notes=notes,
     )
+
+
+def check_options(
+    nsd_tolerance_mm: float, rule: LesionRule, bins: Sequence[float], workers: int, resamples: int
+) -> None:
+    """Raises:
+    UserError: the value of an option makes no sense.
+    """
+    check_resamples(resamples)
+    if workers < 0:
+        raise UserError(f"-np {workers} is not a number of worker processes; give 0 or more")
+    if not (math.isfinite(nsd_tolerance_mm) and nsd_tolerance_mm > 0):
+        raise UserError(f"--nsd-tolerance {nsd_tolerance_mm:g} is not a distance; give millimetres above 0")
+    if not 0 <= rule.minimum_iou <= 1:
+        raise UserError(f"--lesion-iou {rule.minimum_iou:g} is not an IoU; give 0 to 1")
+    if not 0 <= rule.minimum_ml < math.inf:
+        raise UserError(f"--lesion-minimum {rule.minimum_ml:g} is not a volume; give millilitres, 0 or more")
+    if rule.dilation < 0:
+        raise UserError(f"--lesion-dilation {rule.dilation} is not a number of voxels; give 0 or more")
+    edges = [0.0, *bins]
+    if not all(low < high < math.inf for low, high in pairwise(edges)):
+        raise UserError("--lesion-bins have to be volumes above 0 ml, each larger than the one before")
+
+
+def _options(
+    found: Sequence[Results],
+    groups: Sequence[Group],
+    nsd_tolerance_mm: float,
+    lesions: Sequence[str] | None,
+    rule: LesionRule,
+    accept_headers: bool,
+) -> Options:
+    everything = "all" in groups
+    return Options(
+        surface=everything or "surface" in groups,
+        nsd_tolerance_mm=nsd_tolerance_mm,
+        lesions=lesion_labels(found, lesions) if everything or "lesions" in groups else (),
+        rule=rule,
+        accept_headers=accept_headers,
+    )
+
+
+def _joined(frames: Sequence[pd.DataFrame]) -> pd.DataFrame:
+    text = frames[0].select_dtypes("category").columns
+    joined = pd.concat([frame.astype(dict.fromkeys(text, "str")) for frame in frames], ignore_index=True)
+    return joined.astype(dict.fromkeys(text, "category"))
+
+
+def _write_measured(measurements: pd.DataFrame, out: Path, record: dict[str, Any]) -> list[Path]:
+    out.mkdir(parents=True, exist_ok=True)
+    write_table(measurements, out / MEASUREMENTS)
+    if not record:
+        return [out / MEASUREMENTS]
+    with replacing(out / RECORD) as temporary:
+        temporary.write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    return [out / MEASUREMENTS, out / RECORD]
 
 
 def _check_distinct(results: Sequence[Results]) -> None:
@@ -149,6 +313,7 @@ def _how(options: Options, bins: Sequence[float]) -> dict[str, Any]:
         },
         "method": METHOD,
         "metrics": ["overlap"],
+        "accept_headers": options.accept_headers,
     }
     if options.surface:
         how["metrics"].append("surface")
@@ -157,10 +322,8 @@ def _how(options: Options, bins: Sequence[float]) -> dict[str, Any]:
         how["metrics"].append("lesions")
         how["lesions"] = {
             "labels": list(options.lesions),
-            "minimum_iou": options.minimum_iou,
+            **dataclasses.asdict(options.rule),
             "connectivity": "faces, edges and corners (26 in 3D, 8 in 2D)",
-            "matching": "a predicted lesion belongs to the lesion of the reference with which it shares most voxels; "
-            "all that belong to one are taken together",
             "bins_ml": list(bins),
         }
     return how

@@ -1,67 +1,50 @@
-"""Tables and text in Markdown and in LaTeX, from one description of them."""
+"""A table in Markdown and in LaTeX."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 _LATEX = {
+    **{character: f"\\{character}" for character in "{}$&#_%"},
     "\\": r"\textbackslash{}",
-    "{": r"\{",
-    "}": r"\}",
-    "$": r"\$",
-    "&": r"\&",
-    "#": r"\#",
-    "_": r"\_",
-    "%": r"\%",
     "^": r"\textasciicircum{}",
     "~": r"\textasciitilde{}",
     "<": r"\textless{}",
     ">": r"\textgreater{}",
     "|": r"\textbar{}",
     '"': r"\textquotedbl{}",
+    "±": r"$\pm$",
 }
 # What is wider than the page is made smaller.
 _FITTED = r"\resizebox{\ifdim\width>\linewidth\linewidth\else\width\fi}{!}{%"
 _MARKDOWN = re.compile(r"([\\`*_<|~]|(?<=\])\()")
 _NEGATIVE = re.compile(r"(?<![\w.-])-(?=\d)")
+ROWS = 40  # of a page
+
+
+class Bold(str):
+    """A cell in bold."""
+
+    __slots__ = ()
 
 
 @dataclass(frozen=True)
-class Cell:
-    """One entry: a first line, and one below it in smaller type."""
-
-    text: str
-    below: str = ""
-    bold: bool = False
-
-
-@dataclass(frozen=True)
-class Heading:
-    """The head of a column; columns beside each other in one `group` share that above them.
+class Table:
+    """A table.
 
     Attributes:
-        marks: numbers of notes, from 1.
-        numeric: set to the right.
+        caption: what it holds, a sentence.
+        headings: of its columns.
+        rows: their cells; what is not there is "".
+        text: columns from the left that hold words, set to the left; the others hold numbers.
     """
 
-    text: str
-    group: str = ""
-    marks: tuple[int, ...] = ()
-    numeric: bool = True
-
-
-@dataclass(frozen=True)
-class Grid:
-    """A table; the title says whose results it holds, the caption what they are."""
-
-    title: str
     caption: str
-    headings: Sequence[Heading]
-    rows: Sequence[Sequence[Cell]]
-    numbered_notes: Sequence[str] = ()
-    notes: Sequence[str] = field(default=())
+    headings: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    text: int = 1
 
 
 def markdown(text: str) -> str:
@@ -75,88 +58,46 @@ def latex(text: str) -> str:
     return _NEGATIVE.sub("$-$", escaped)
 
 
-def markdown_table(grid: Grid) -> str:
-    """A table with pipes; a cell's second line follows its first."""
-    titles = [
-        markdown(f"{heading.group} {heading.text}".strip()) + _markdown_marks(heading.marks)
-        for heading in grid.headings
+def markdown_table(table: Table) -> str:
+    """With pipes, below its caption."""
+    rules = ["---" if column < table.text else "---:" for column in range(len(table.headings))]
+    body = [
+        [f"**{markdown(cell)}**" if isinstance(cell, Bold) else markdown(cell) for cell in row] for row in table.rows
     ]
-    rules = ["---:" if heading.numeric else "---" for heading in grid.headings]
-    lines = [f"**{markdown(grid.caption[:1].upper() + grid.caption[1:])}**", "", _piped(titles), _piped(rules)]
-    lines += [_piped([_markdown_cell(cell) for cell in row]) for row in grid.rows]
-    notes = [f"<sup>{number}</sup> {markdown(note)}" for number, note in enumerate(grid.numbered_notes, 1)]
-    for note in (*notes, *(markdown(note) for note in grid.notes)):
-        lines += ["", note]
-    return "\n".join(lines)
+    lines = [list(map(markdown, table.headings)), rules, *body]
+    return "\n".join([f"**{markdown(table.caption)}**", "", *(f"| {' | '.join(cells)} |" for cells in lines)])
 
 
-def latex_table(grid: Grid) -> str:
-    """A ``table*`` for booktabs and graphicx; a cell's second line stands below its first."""
-    columns = "".join("r" if heading.numeric else "l" for heading in grid.headings)
-    lines = [
-        r"\begin{table*}[tp]",
-        r"\centering\footnotesize\setlength{\tabcolsep}{4pt}\setlength{\belowcaptionskip}{4pt}",
-        rf"\caption{{{latex(grid.title)}: {latex(grid.caption)}}}",
-        _FITTED,
-        rf"\begin{{tabular}}{{@{{}}{columns}@{{}}}}",
-        r"\toprule",
-        *_latex_groups(grid.headings),
-        _row([latex(heading.text) + _latex_marks(heading.marks) for heading in grid.headings]),
-        r"\midrule",
-    ]
-    for number, row in enumerate(grid.rows):
-        two_lines = any(cell.below for cell in row)
-        if number and two_lines:
-            lines.append(r"\addlinespace")
-        lines.append(_row([_latex_cell(cell) for cell in row]))
-        if two_lines:
-            lines.append(_row([rf"{{\scriptsize {latex(cell.below)}}}" if cell.below else "" for cell in row]))
-    lines += [r"\bottomrule", r"\end{tabular}}"]
-    notes = [rf"\textsuperscript{{{number}}} {latex(note)}" for number, note in enumerate(grid.numbered_notes, 1)]
-    notes += [latex(note) for note in grid.notes]
-    if notes:
-        lines += ["", r"\smallskip\begin{minipage}{\linewidth}\scriptsize", *(rf"{note}\par" for note in notes)]
-        lines.append(r"\end{minipage}")
-    return "\n".join([*lines, r"\end{table*}"])
+def latex_tables(table: Table, note: str = "") -> str:
+    """As ``table*`` for booktabs and graphicx, in parts that fit a page each."""
+    columns = "l" * table.text + "r" * (len(table.headings) - table.text)
+    parts = [table.rows[start : start + ROWS] for start in range(0, len(table.rows), ROWS)]
+    return "\n\n".join(
+        "\n".join(
+            [
+                r"\begin{table*}[tp]",
+                r"\centering\footnotesize\setlength{\tabcolsep}{4pt}\setlength{\belowcaptionskip}{4pt}",
+                rf"\caption{{{latex(table.caption)}{f' Part {number}.' if len(parts) > 1 else ''}}}",
+                _FITTED,
+                rf"\begin{{tabular}}{{@{{}}{columns}@{{}}}}",
+                r"\toprule",
+                _row(map(latex, table.headings)),
+                r"\midrule",
+                *(_row(rf"\textbf{{{latex(c)}}}" if isinstance(c, Bold) else latex(c) for c in row) for row in rows),
+                r"\bottomrule",
+                r"\end{tabular}}",
+                *(
+                    [r"", rf"\smallskip\begin{{minipage}}{{\linewidth}}\scriptsize {latex(note)}\end{{minipage}}"]
+                    * bool(note)
+                ),
+                r"\end{table*}",
+            ]
+        )
+        for number, rows in enumerate(parts, 1)
+    )
 
 
-def _piped(entries: Sequence[str]) -> str:
-    return f"| {' | '.join(entries)} |"
-
-
-def _markdown_cell(cell: Cell) -> str:
-    text = f"**{markdown(cell.text)}**" if cell.bold else markdown(cell.text)
-    return f"{text} {markdown(cell.below)}".strip()
-
-
-def _markdown_marks(marks: Sequence[int]) -> str:
-    return f" <sup>{', '.join(map(str, marks))}</sup>" if marks else ""
-
-
-def _latex_cell(cell: Cell) -> str:
-    return rf"\textbf{{{latex(cell.text)}}}" if cell.bold else latex(cell.text)
-
-
-def _latex_marks(marks: Sequence[int]) -> str:
-    return rf"\textsuperscript{{{','.join(map(str, marks))}}}" if marks else ""
-
-
-def _latex_groups(headings: Sequence[Heading]) -> list[str]:
-    """The line above the headings that names their groups, with a rule below each; none if there are no groups."""
-    if not any(heading.group for heading in headings):
-        return []
-    spans: list[tuple[str, int, int]] = []  # group, first and last column from 1
-    for column, heading in enumerate(headings, 1):
-        if spans and heading.group and spans[-1][0] == heading.group:
-            spans[-1] = (heading.group, spans[-1][1], column)
-        else:
-            spans.append((heading.group, column, column))
-    titles = [rf"\multicolumn{{{b - a + 1}}}{{c}}{{{latex(group)}}}" if group else "" for group, a, b in spans]
-    rules = [rf"\cmidrule(lr){{{a}-{b}}}" for group, a, b in spans if group]
-    return [_row(titles), "".join(rules)]
-
-
-def _row(entries: Sequence[str]) -> str:
-    line = " & ".join(entries) + r" \\"
+def _row(entries: object) -> str:
+    line = " & ".join(entries) + r" \\"  # type: ignore[arg-type]
     # Behind the end of a row, LaTeX would read a bracket or an asterisk as an argument of that end.
     return "{}" + line if line.startswith(("[", "*")) else line

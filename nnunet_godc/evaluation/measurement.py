@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from nnunet_godc.evaluation import metrics
 from nnunet_godc.evaluation.case import (
     METHOD,
     CaseMeasures,
@@ -37,6 +38,8 @@ class Measured:
 
     Attributes:
         cases: of every trainer, those that could be measured.
+        unmeasured: of every trainer, those that could not, or only by nnU-Net's counts, with one of
+            `metrics.UNMEASURED`.
         problems: one sentence for each thing that is missing or could not be measured.
         counted: number of cases whose counts nnU-Net's summary.json has.
         kept: number of cases that an earlier run had measured.
@@ -44,6 +47,7 @@ class Measured:
     """
 
     cases: list[tuple[Results, list[tuple[Case, CaseMeasures]]]]
+    unmeasured: list[list[tuple[Case, str]]] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
     counted: int = 0
     kept: int = 0
@@ -53,20 +57,19 @@ class Measured:
 @dataclass(frozen=True)
 class _Task:
     position: tuple[int, int]  # of the trainer, and of the case among its cases
-    where: str
     prediction: Path
     reference: Path
     labels: Labels
     reader: type[Any]
     options: Options
-    kept: Path
+    kept: Path | None
 
 
 def measure(
     results: Sequence[Results],
     options: Options,
     *,
-    cache: Path,
+    cache: Path | None,
     workers: int,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Measured:
@@ -74,13 +77,25 @@ def measure(
 
     Args:
         options: where they ask for nothing that needs the images, the counts in summary.json are taken where there are
-            any.
-        cache: folder where measures are kept; it is made.
+            any. They are also taken where the images cannot be measured, so that the cases behind a metric do not
+            depend on what else is asked for.
+        cache: folder where measures are kept; it is made. None keeps nothing.
         workers: processes; 0 measures in this one.
         progress: called with the number of cases on images that are done, and of those that there are.
     """
     found: dict[tuple[int, int], CaseMeasures] = {}
-    outcome = Measured([], problems=[problem for result in results for problem in result.problems])
+    outcome = Measured([], [[] for _ in results], [problem for result in results for problem in result.problems])
+
+    def refuse(i: int, j: int, problem: CaseProblem) -> None:
+        case = results[i].cases[j]
+        instead = ""
+        if case.counted is not None:
+            found[i, j] = CaseMeasures(case.counted)
+            outcome.counted += 1
+            instead = "; its overlap is that of the counts in summary.json"
+        outcome.unmeasured[i].append((case, problem.state))
+        outcome.problems.append(f"{_where(results[i], case)}: {problem}{instead}")
+
     tasks = []
     positions = [(i, j) for i, result in enumerate(results) for j in range(len(result.cases))]
     for i, j in positions:
@@ -92,26 +107,28 @@ def measure(
         try:
             task = _task((i, j), results[i], case, options, cache)
         except CaseProblem as problem:
-            outcome.problems.append(f"{_where(results[i], case)}: {problem}")
+            refuse(i, j, problem)
             continue
-        kept = _read_kept(task.kept)
+        kept = None if task.kept is None else _read_kept(task.kept)
         if kept is None:
             tasks.append(task)
         else:
             found[i, j] = kept
             outcome.kept += 1
 
-    cache.mkdir(parents=True, exist_ok=True)
+    if cache is not None:
+        cache.mkdir(parents=True, exist_ok=True)
     progress(0, len(tasks))
     for done, (task, measures) in enumerate(in_workers(_measure, tasks, workers), 1):
         progress(done, len(tasks))
         if isinstance(measures, CaseMeasures):
-            _keep(task.kept, measures)
+            if task.kept is not None:
+                _keep(task.kept, measures)
             found[task.position] = measures
             outcome.read += 1
         else:
-            reason = WorkerEnded.SENTENCE if isinstance(measures, WorkerEnded) else str(measures)
-            outcome.problems.append(f"{task.where}: {reason}")
+            ended = isinstance(measures, WorkerEnded)
+            refuse(*task.position, CaseProblem(WorkerEnded.SENTENCE) if ended else measures)  # type: ignore[arg-type]
     outcome.cases = [
         (result, [(case, found[i, j]) for j, case in enumerate(result.cases) if (i, j) in found])
         for i, result in enumerate(results)
@@ -124,12 +141,16 @@ def _where(results: Results, case: Case) -> str:
     return f"{results.title}{fold}, case {case.name}"
 
 
-def _task(position: tuple[int, int], results: Results, case: Case, options: Options, cache: Path) -> _Task:
+def _task(position: tuple[int, int], results: Results, case: Case, options: Options, cache: Path | None) -> _Task:
     options = dataclasses.replace(options, lesions=tuple(n for n in options.lesions if n in results.labels.values))
     depends_on = [
         METHOD,
-        _state(case.prediction, "its prediction is missing"),
-        _state(case.reference, "its reference is missing; give the folder of the references with -ref"),
+        _state(case.prediction, "its prediction is missing", metrics.PREDICTION_MISSING),
+        _state(
+            case.reference,
+            "its reference is missing; give the folder of the references with -ref",
+            metrics.REFERENCE_MISSING,
+        ),
         *(_beside(path) for path in (case.prediction, case.reference)),
         results.reader.__name__,
         dataclasses.asdict(results.labels),
@@ -138,21 +159,20 @@ def _task(position: tuple[int, int], results: Results, case: Case, options: Opti
     name = hashlib.sha256(json.dumps(depends_on).encode()).hexdigest()
     return _Task(
         position=position,
-        where=_where(results, case),
         prediction=case.prediction,
         reference=case.reference,
         labels=results.labels,
         reader=results.reader,
         options=options,
-        kept=cache / f"{name}.json",
+        kept=None if cache is None else cache / f"{name}.json",
     )
 
 
-def _state(path: Path, missing: str) -> tuple[str, int, int]:
+def _state(path: Path, missing: str, state: str = metrics.OTHER_REASON) -> tuple[str, int, int]:
     try:
         status = path.stat()
     except OSError:
-        raise CaseProblem(f"{missing}: {path}") from None
+        raise CaseProblem(f"{missing}: {path}", state) from None
     return str(path.resolve()), status.st_size, status.st_mtime_ns
 
 
@@ -186,7 +206,7 @@ def _read_kept(path: Path) -> CaseMeasures | None:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         labels = {name: _label_measures(measures) for name, measures in content["labels"].items()}
-        return CaseMeasures(labels, content["voxel_ml"])
+        return CaseMeasures(labels, content["voxel_ml"], content["headers_differ_mm"])
     except (OSError, ValueError, KeyError, TypeError):
         return None
 

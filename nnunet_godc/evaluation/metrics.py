@@ -36,6 +36,14 @@ ABSENT_IN_REFERENCE = "absent in reference"
 ABSENT_IN_PREDICTION = "absent in prediction"
 STATES = (DEFINED, ABSENT_IN_BOTH, ABSENT_IN_REFERENCE, ABSENT_IN_PREDICTION)
 
+NOT_MEASURED = "not measured"
+PREDICTION_MISSING = f"{NOT_MEASURED}: its prediction is missing"
+REFERENCE_MISSING = f"{NOT_MEASURED}: its reference is missing"
+GEOMETRY_DIFFERS = f"{NOT_MEASURED}: prediction and reference differ in geometry"
+NOT_READABLE = f"{NOT_MEASURED}: a file cannot be read, or is no segmentation with the dataset's labels"
+OTHER_REASON = f"{NOT_MEASURED}: another reason"
+UNMEASURED = (PREDICTION_MISSING, REFERENCE_MISSING, GEOMETRY_DIFFERS, NOT_READABLE, OTHER_REASON)
+
 DICE = "Dice"
 IOU = "IoU"
 PRECISION = "Precision"
@@ -47,7 +55,16 @@ ASSD = "ASSD (mm)"
 LESION_SENSITIVITY = "Lesion sensitivity"
 LESION_DICE = "Lesion Dice"
 LESION_F1 = "Lesion F1"
+LESION_IOU = "Lesion IoU"
 FALSE_POSITIVE_LESIONS = "False positive lesions per scan"
+LESION_METRICS = (LESION_SENSITIVITY, LESION_DICE, LESION_IOU)  # of a single lesion
+
+# Of a case without regard to labels, and of a training.
+HEADERS_DIFFER = "Headers differ (mm)"
+SECONDS_PER_EPOCH = "Seconds per epoch"
+TRAINING_HOURS = "Training hours"
+ADDED_PARAMETERS = "Added parameters"
+TRAINING_METRICS = (SECONDS_PER_EPOCH, TRAINING_HOURS, ADDED_PARAMETERS)
 
 Counts = NDArray[np.int64]
 Values = NDArray[np.float64]

@@ -83,24 +83,6 @@ def signed_rank_p_values(differences: Floats) -> Floats:
     return p_values
 
 
-def rank_biserial_correlations(differences: Floats) -> Floats:
-    """Which way the ranks of Wilcoxon's test lean (Kerby, Comprehensive Psychology 3, 2014).
-
-    Of the ranks of the differences' sizes, the share that is positive less the share that is negative.
-
-    Args:
-        differences: (patients, columns); NaN where undefined.
-
-    Returns:
-        (columns,), between -1 and 1; 0 where all patients tie, NaN where there is no patient.
-    """
-    cleaned = _rounded(differences)
-    ranks = stats.rankdata(np.where(cleaned == 0, np.nan, np.abs(cleaned)), axis=0, nan_policy="omit")
-    ranks = np.where(cleaned == 0, 0, ranks)
-    leaning: Floats = (np.sign(cleaned) * ranks).sum(axis=0) / np.maximum(ranks.sum(axis=0), 1)
-    return np.where(np.isfinite(differences).any(axis=0), leaning, np.nan)
-
-
 def holm(p_values: Floats) -> Floats:
     """p-values of one family after Holm's correction (Scandinavian Journal of Statistics 6, 1979).
 

@@ -206,6 +206,10 @@ def predicted_results(
 def _results(folder: Path, model: _Model, configuration: str, plans: str, trainer: str, found: _Found) -> Results:
     if model.reader.__name__ == "NaturalImage2DIO":
         found.notes.append(f"{folder}: {model.file_ending} holds no spacing, so mm and ml stand for pixels of 1 mm")
+    if model.reader.__name__ == "Tiff3DIO" and any(_without_spacing(case) for case in found.cases):
+        found.notes.append(
+            f"{folder}: a TIFF without its spacing in a .json beside it: nnU-Net takes 1 mm, and so do mm and ml here"
+        )
     return Results(
         folder=folder,
         dataset=model.dataset,
@@ -218,6 +222,10 @@ def _results(folder: Path, model: _Model, configuration: str, plans: str, traine
         problems=tuple(found.problems),
         notes=tuple(found.notes),
     )
+
+
+def _without_spacing(case: Case) -> bool:
+    return case.reference.exists() and not case.reference.with_suffix(".json").exists()
 
 
 def _add(

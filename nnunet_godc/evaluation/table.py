@@ -1,8 +1,17 @@
-"""The tables: one row per case, label and metric; one row per lesion. Writing them as CSV, and reading them back."""
+"""The long table, from measurement to report: its columns, writing it as CSV, reading it back, joining several.
+
+One row per case, label and metric of every training. Rows are also about less, or more, than that; what a row is not
+about is empty there:
+
+- a case that could not be measured (no label and metric; `state` says why),
+- a case as a whole (no label), as how far its headers differ,
+- a training (no case), as the seconds of an epoch,
+- a lesion of the reference (`lesion` numbers those of a label in a case from 1, `volume_ml` is its volume).
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,72 +23,65 @@ from numpy.typing import NDArray
 from nnunet_godc.errors import UserError
 from nnunet_godc.evaluation import metrics
 from nnunet_godc.evaluation.case import CaseMeasures
+from nnunet_godc.evaluation.costs import Cost
 from nnunet_godc.evaluation.results import Case, Results
 from nnunet_godc.replacing import replacing
+from nnunet_godc.seeded_names import seed_of
 
 MODEL_COLUMNS = ("dataset", "configuration", "plans", "trainer")
-MEASUREMENT_COLUMNS = (*MODEL_COLUMNS, "fold", "case", "patient", "label", "metric", "value", "state")
-LESION_COLUMNS = (
-    *(*MODEL_COLUMNS, "fold", "case", "patient", "label"),
-    *("lesion", "volume_ml", "bin", "detected", "iou", "dice"),
+COLUMNS = (
+    *(*MODEL_COLUMNS, "fold", "seed", "case", "patient", "label", "metric", "value", "state"),
+    *("lesion", "volume_ml"),
 )
+WHOLE, REAL = ("fold", "seed", "lesion"), ("value", "volume_ml")
+TEXT = tuple(column for column in COLUMNS if column not in (*WHOLE, *REAL))
+ALL_STATES = (*metrics.STATES, *metrics.UNMEASURED)
+LATER = ("seed", "lesion", "volume_ml")  # columns that tables of version 0.1.0 lack
+_LESIONS_OF_0_1_0 = {"detected": metrics.LESION_SENSITIVITY, "iou": metrics.LESION_IOU, "dice": metrics.LESION_DICE}
 
 Measured = Sequence[tuple[Case, CaseMeasures]]
 Codes = NDArray[np.int32]
 
 
-def measurement_table(
-    measured: Iterable[tuple[Results, Measured]],
+def long_table(
+    measured: Sequence[tuple[Results, Measured]],
+    unmeasured: Sequence[Sequence[tuple[Case, str]]],
+    costs: Sequence[Sequence[Cost]],
     patients: Mapping[tuple[str, str], str],
     *,
     nsd_tolerance_mm: float,
 ) -> pd.DataFrame:
-    """Every metric of every label in every case.
+    """Everything that was measured.
 
     Args:
         measured: the cases of every trainer.
+        unmeasured: those that could not be measured on their images, with one of `metrics.UNMEASURED`.
+        costs: what its trainings took.
         patients: by dataset and case; a case that is not there is a patient of its own.
         nsd_tolerance_mm: at which NSD was measured.
 
     Returns:
-        `MEASUREMENT_COLUMNS`; all text is categorical, `fold` a nullable integer, `value` NaN where the metric is not
-        defined. What `state` says is told at `nnunet_godc.evaluation.metrics`.
+        `COLUMNS`; text is categorical, `fold`, `seed` and `lesion` are nullable integers, `value` is NaN where the
+        metric is not defined. What `state` says is told at `nnunet_godc.evaluation.metrics`.
     """
     rows = _Rows()
-    for results, cases in measured:
-        model = rows.model(results, cases, patients)
+    for (results, cases), refused, spent in zip(measured, unmeasured, costs, strict=True):
+        model = rows.model(results, [case for case, _ in cases], patients)
         for label in results.labels.values:
             _add_label(rows, model, label, cases, metrics.nsd(nsd_tolerance_mm))
+        for label in results.labels.values:
+            _add_lesions(rows, model, label, cases)
+        apart = np.array([measures.headers_differ_mm for _, measures in cases])
+        if (at := np.flatnonzero(apart > 0)).size:
+            rows.add(model, "", metrics.HEADERS_DIFFER, at, apart[at], np.zeros(len(at)))
+        if refused:
+            missing = rows.model(results, [case for case, _ in refused], patients)
+            states = [ALL_STATES.index(state) for _, state in refused]
+            rows.add(missing, "", "", np.arange(len(refused)), np.full(len(refused), np.nan), states)
+        for cost in spent:
+            training = rows.model(results, [Case("", cost.fold, results.folder, results.folder, "")], {})
+            rows.add(training, "", cost.metric, np.zeros(1, int), [cost.value], [0])
     return rows.frame()
-
-
-def lesion_table(
-    measured: Iterable[tuple[Results, Measured]],
-    patients: Mapping[tuple[str, str], str],
-    *,
-    bins: Mapping[str, tuple[float, float]],
-) -> pd.DataFrame:
-    """Every lesion of every reference, once for each trainer.
-
-    Args:
-        measured, patients: as for `measurement_table`.
-        bins: of lesion volumes, as `metrics.volume_bins` gives them.
-
-    Returns:
-        `LESION_COLUMNS`; `lesion` numbers the lesions of a label in a case from 1.
-    """
-    rows = []
-    for results, cases in measured:
-        model = (results.dataset, results.configuration, results.plans, results.trainer)
-        for case, measures in cases:
-            patient = patients.get((results.dataset, case.name), case.name)
-            for label, measure in measures.labels.items():
-                for number, lesion in enumerate(measure.lesions.reference if measure.lesions else (), 1):
-                    size = next((name for name, (low, high) in bins.items() if low <= lesion.volume_ml < high), "")
-                    found = (lesion.volume_ml, size, lesion.detected, lesion.iou, lesion.dice)
-                    rows.append((*model, case.fold, case.name, patient, label, number, *found))
-    frame = pd.DataFrame(rows, columns=list(LESION_COLUMNS))
-    return frame.astype({"fold": "Int64", "lesion": "int64", "detected": "bool"})
 
 
 def write_table(frame: pd.DataFrame, path: Path) -> None:
@@ -88,40 +90,83 @@ def write_table(frame: pd.DataFrame, path: Path) -> None:
         frame.to_csv(temporary, index=False, lineterminator="\n")
 
 
-def read_measurements(path: Path) -> pd.DataFrame:
-    """measurements.csv as `measurement_table` has made it.
+def read_tables(paths: Sequence[Path]) -> pd.DataFrame:
+    """Tables that nnunet-godc evaluate has written, joined.
+
+    Tables of version 0.1.0 are read, too: their measurements.csv lacks the columns `LATER` (the seed follows from the
+    trainer's name), and their lesions.csv, one row per lesion, is turned into rows of the long table.
 
     Raises:
-        UserError: it cannot be read, or is no such table.
+        UserError: one cannot be read, or is no such table; its entries are missing or contradict each other.
     """
-    text = [column for column in MEASUREMENT_COLUMNS if column not in ("fold", "value")]
-    types: dict[str, Any] = {"fold": "Int64", "value": "float64", **dict.fromkeys(text, "category")}
-    return _read(path, MEASUREMENT_COLUMNS, types)
+    frames = [_read(path) for path in paths]
+    frame = frames[0] if len(frames) == 1 else pd.concat([part.astype(dict.fromkeys(TEXT, "str")) for part in frames])
+    frame = frame.astype(dict.fromkeys(TEXT, "category")).reset_index(drop=True)
+    check_table(frame)
+    return frame
 
 
-def read_lesions(path: Path) -> pd.DataFrame:
-    """lesions.csv as `lesion_table` has made it.
-
-    Raises:
-        UserError: it cannot be read, or is no such table.
-    """
-    numbers = {"volume_ml": "float64", "iou": "float64", "dice": "float64", "lesion": "int64", "detected": "bool"}
-    text = [column for column in LESION_COLUMNS if column not in numbers and column != "fold"]
-    return _read(path, LESION_COLUMNS, {"fold": "Int64", **numbers, **dict.fromkeys(text, "str")})
-
-
-def _read(path: Path, columns: Sequence[str], types: Mapping[str, Any]) -> pd.DataFrame:
+def _read(path: Path) -> pd.DataFrame:
+    types: dict[str, Any] = {
+        **dict.fromkeys(TEXT, "str"),
+        **dict.fromkeys(WHOLE, "Int64"),
+        **dict.fromkeys(REAL, float),
+    }
+    types |= {"iou": float, "dice": float, "detected": "bool", "bin": "str"}
     try:
         # A trainer or a case may be called NA: only numbers can be missing.
-        missing = {column: [""] for column, kind in types.items() if kind in ("Int64", "float64")}
+        missing = {column: [""] for column in (*WHOLE, *REAL)}
         frame = pd.read_csv(path, dtype=types, keep_default_na=False, na_values=missing)
+        if set(_LESIONS_OF_0_1_0) <= set(frame.columns):
+            frame = _lesions_of_0_1_0(frame)
     except (OSError, ValueError) as error:
         raise UserError(
             f"{path} cannot be read ({error}); give a table that nnunet-godc evaluate has written"
         ) from None
-    if list(frame.columns) != list(columns):
-        raise UserError(f"{path} is no table of nnunet-godc evaluate: its columns have to be {', '.join(columns)}")
-    return frame
+    lacking = [column for column in COLUMNS if column not in frame.columns and column not in LATER]
+    if lacking:
+        raise UserError(f"{path} is not a table of nnunet-godc evaluate: it lacks the column {lacking[0]}")
+    if "seed" not in frame.columns:
+        frame["seed"] = frame["trainer"].map({trainer: seed_of(trainer) for trainer in frame["trainer"].unique()})
+    return frame.reindex(columns=list(COLUMNS)).astype({**dict.fromkeys(WHOLE, "Int64"), **dict.fromkeys(REAL, float)})
+
+
+def _lesions_of_0_1_0(lesions: pd.DataFrame) -> pd.DataFrame:
+    about = [*MODEL_COLUMNS, "fold", "case", "patient", "label", "lesion", "volume_ml"]
+    parts = [
+        lesions[about].assign(metric=metric, value=lesions[column].astype(float), state=metrics.DEFINED)
+        for column, metric in _LESIONS_OF_0_1_0.items()
+    ]
+    return pd.concat(parts, ignore_index=True)
+
+
+def check_table(measurements: pd.DataFrame) -> None:
+    """Raises:
+    UserError: columns or entries are missing, or contradict each other.
+    """
+    missing = [name for name in COLUMNS if name not in measurements.columns]
+    if missing:
+        raise UserError(f"the measurements lack the column {missing[0]}; write them with nnunet-godc evaluate")
+    if measurements.empty:
+        raise UserError("there are no measurements; evaluate at least one case first")
+    states = measurements["state"].astype("category")
+    unknown = sorted(set(map(str, states.cat.categories)) - set(ALL_STATES))
+    if unknown:
+        raise UserError(f"{unknown[0]!r} is not a state of a measurement; known are {', '.join(ALL_STATES)}")
+    text = {name: measurements[name].astype("category") for name in TEXT}
+    needed = {"dataset": True, "trainer": True, "patient": text["case"] != "", "metric": text["label"] != ""}
+    for name, where in needed.items():
+        empty = np.flatnonzero((text[name].isna() | (text[name] == "")) & where)
+        if len(empty):
+            raise UserError(f"row {empty[0]} of the measurements has no {name}; fill it in, or leave the row out")
+    values = measurements["value"].to_numpy(dtype=np.float64)
+    wrong = np.flatnonzero(np.isinf(values) | (np.isnan(values) & (states == metrics.DEFINED).to_numpy()))
+    if len(wrong):
+        row = measurements.iloc[wrong[0]]
+        raise UserError(
+            f"{row['metric']} of {row['label']} in {row['case']} is {row['value']}; write a finite number, or into "
+            "the column state why it is not defined"
+        )
 
 
 def _add_label(rows: _Rows, model: _Model, label: str, cases: Measured, nsd: str) -> None:
@@ -160,11 +205,26 @@ def _add_label(rows: _Rows, model: _Model, label: str, cases: Measured, nsd: str
         rows.add(model, label, metrics.FALSE_POSITIVE_LESIONS, at, false_positives, np.zeros(len(at)))  # "defined"
 
 
+def _add_lesions(rows: _Rows, model: _Model, label: str, cases: Measured) -> None:
+    found = [
+        (at, number, lesion.volume_ml, float(lesion.detected), lesion.dice, lesion.iou)
+        for at, (_, case) in enumerate(cases)
+        if (matched := case.labels[label].lesions) is not None
+        for number, lesion in enumerate(matched.reference, 1)
+    ]
+    if not found:
+        return
+    at, numbers, ml, *values = (np.array(column) for column in zip(*found, strict=True))
+    for metric, measured in zip(metrics.LESION_METRICS, values, strict=True):
+        rows.add(model, label, metric, at, measured, np.zeros(len(at)), numbers, ml)
+
+
 @dataclass(frozen=True)
 class _Model:
     """A trainer's columns as codes: the first ones the same for all its rows, the others one for each of its cases."""
 
     fixed: Mapping[str, int]
+    seed: int
     cases: Codes
     patients: Codes
     folds: Codes
@@ -174,42 +234,45 @@ class _Rows:
     """Columns that grow by blocks of one metric of one label. Text is held as codes: there may be millions of rows."""
 
     def __init__(self) -> None:
-        text = [column for column in MEASUREMENT_COLUMNS if column not in ("fold", "value", "state")]
-        self._codes: dict[str, dict[str, int]] = {column: {} for column in text}
-        self._blocks: dict[str, list[Any]] = {column: [] for column in MEASUREMENT_COLUMNS}
+        self._codes: dict[str, dict[str, int]] = {column: {} for column in TEXT}
+        self._blocks: dict[str, list[Any]] = {column: [] for column in COLUMNS}
 
-    def model(self, results: Results, cases: Measured, patients: Mapping[tuple[str, str], str]) -> _Model:
-        names = [case.name for case, _ in cases]
+    def model(self, results: Results, cases: Sequence[Case], patients: Mapping[tuple[str, str], str]) -> _Model:
+        of = {(results.dataset, case.name): case.name for case in cases} | dict(patients)
+        seed = seed_of(results.trainer)
         return _Model(
             fixed={column: self._code(column, getattr(results, column)) for column in MODEL_COLUMNS},
-            cases=np.array([self._code("case", name) for name in names], np.int32),
-            patients=np.array(
-                [self._code("patient", patients.get((results.dataset, name), name)) for name in names], np.int32
-            ),
-            folds=np.array([-1 if case.fold is None else case.fold for case, _ in cases], np.int32),
+            seed=-1 if seed is None else seed,
+            cases=np.array([self._code("case", case.name) for case in cases], np.int32),
+            patients=np.array([self._code("patient", of[results.dataset, case.name]) for case in cases], np.int32),
+            folds=np.array([-1 if case.fold is None else case.fold for case in cases], np.int32),
         )
 
-    def add(self, model: _Model, label: str, metric: str, at: Any, values: Any, states: Any) -> None:
+    def add(
+        self, model: _Model, label: str, metric: str, at: Any, values: Any, states: Any, lesions: Any = (), ml: Any = ()
+    ) -> None:
         """A metric of the cases `at` of a model, in their order."""
         fixed = {**model.fixed, "label": self._code("label", label), "metric": self._code("metric", metric)}
-        for column, code in fixed.items():
+        for column, code in {**fixed, "seed": model.seed}.items():
             self._blocks[column].append(np.full(len(at), code, np.int32))
         self._blocks["case"].append(model.cases[at])
         self._blocks["patient"].append(model.patients[at])
         self._blocks["fold"].append(model.folds[at])
         self._blocks["value"].append(np.asarray(values, np.float64))
         self._blocks["state"].append(np.asarray(states, np.int8))
+        self._blocks["lesion"].append(np.asarray(lesions if len(lesions) else np.full(len(at), -1), np.int32))
+        self._blocks["volume_ml"].append(np.asarray(ml if len(ml) else np.full(len(at), np.nan), np.float64))
 
     def frame(self) -> pd.DataFrame:
         columns: dict[str, Any] = {}
         for column, blocks in self._blocks.items():
             array = np.concatenate(blocks) if blocks else np.empty(0, np.int32)
-            if column == "value":
+            if column in REAL:
                 columns[column] = array.astype(np.float64)
-            elif column == "fold":
+            elif column in WHOLE:
                 columns[column] = pd.arrays.IntegerArray(array.astype(np.int64), array < 0)
             else:
-                names = metrics.STATES if column == "state" else list(self._codes[column])
+                names = ALL_STATES if column == "state" else list(self._codes[column])
                 columns[column] = pd.Categorical.from_codes(array, categories=pd.Index(names, dtype="str"))
         return pd.DataFrame(columns)
 

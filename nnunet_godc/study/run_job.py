@@ -25,6 +25,7 @@ from nnunet_godc.study.job_lock import is_held, job_lock
 from nnunet_godc.study.jobs import Job
 from nnunet_godc.study.provenance import Record
 
+WITH_PROBLEMS = 3  # exit status of an evaluation whose report is written, though cases could not be measured
 SECONDS_TO_END = 20.0  # that a command has after SIGTERM, before it is killed
 _STOPPING = (signal.SIGTERM, signal.SIGINT)
 _TIME_IS_UP = signal.SIGUSR2  # submitit's; who called `run_job` deals with it
@@ -138,8 +139,9 @@ def _conclude(folder: Path, job: Job, code: int) -> int:
         # As when a cluster signals every process of a job, this one last.
         update_state(folder, job.id, status="interrupted", end=time.time(), return_code=code, note=_ended_by(-code))
         return 128 - code
-    if code == 0 and not missing:
-        update_state(folder, job.id, status="done", end=time.time(), return_code=0)
+    if (code == 0 or (job.kind == "evaluate" and code == WITH_PROBLEMS)) and not missing:
+        note = f"some cases could not be measured, see {job.expected[0]}" if code else ""
+        update_state(folder, job.id, status="done", end=time.time(), return_code=code, note=note)
         return 0
     if code < 0:
         note = f"{_ended_by(-code)}; the kernel does so to a process for which there is not enough memory"

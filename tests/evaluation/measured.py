@@ -4,6 +4,7 @@ import numpy as np
 import pandas as pd
 
 from nnunet_godc.evaluation.metrics import ABSENT_IN_PREDICTION, DEFINED
+from nnunet_godc.seeded_names import seed_of
 
 STUDY = {"dataset": "Dataset501_LiTS", "configuration": "3d_fullres", "plans": "nnUNetPlans"}
 
@@ -25,8 +26,11 @@ def measured(values, *, label="tumour", metric="Dice", patients=None, fold=0, st
                     "patient": f"case_{number:03d}" if patients is None else patients[number],
                     "label": label,
                     "metric": metric,
+                    "seed": seed_of(trainer),
+                    "lesion": None,
+                    "volume_ml": np.nan,
                     "value": float(value),
                     "state": state if np.isnan(value) else DEFINED,
                 }
             )
-    return pd.DataFrame(rows).astype({"fold": "Int64"})
+    return pd.DataFrame(rows).astype({"fold": "Int64", "seed": "Int64", "lesion": "Int64"})

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from nnunet_godc.evaluation.lesions import Lesions, match_lesions
+from nnunet_godc.evaluation.lesions import LesionRule, Lesions, match_lesions
 
 Mask = NDArray[np.bool_]
 Voxel = tuple[int, ...]
@@ -22,7 +22,7 @@ def line(*pieces: tuple[int, int]) -> Mask:
 
 
 def match(reference: Mask, prediction: Mask, minimum_iou: float = 0.1) -> Lesions:
-    return match_lesions(reference, prediction, voxel_ml=0.5, minimum_iou=minimum_iou)
+    return match_lesions(reference, prediction, voxel_ml=0.5, rule=LesionRule(minimum_iou))
 
 
 def brute_force(reference: Mask, prediction: Mask, minimum_iou: float) -> tuple[list[tuple[float, ...]], int]:
@@ -141,3 +141,23 @@ def test_a_perfect_prediction_finds_every_lesion(seed: int):
     mask[0, 0, 0] = True
     lesions = match(mask, mask.copy(), minimum_iou=1)
     assert (lesions.sensitivity, lesions.f1, lesions.dice, lesions.false_positives) == (1, 1, 1, 0)
+
+
+def test_lesions_below_the_minimum_volume_are_dropped_on_both_sides():
+    reference, prediction = line((0, 1), (5, 10)), line((5, 10), (20, 21))
+    found = match_lesions(reference, prediction, voxel_ml=0.5, rule=LesionRule(minimum_ml=1.0))
+    assert [lesion.volume_ml for lesion in found.reference] == [2.5]
+    assert (found.reference[0].dice, found.false_positives) == (1.0, 0)
+
+
+def test_one_to_one_keeps_the_largest_piece_and_counts_the_others_as_false_positives():
+    reference, prediction = line((0, 10)), line((0, 2), (4, 9))
+    assert match(reference, prediction).false_positives == 0
+    found = match_lesions(reference, prediction, voxel_ml=0.5, rule=LesionRule(one_to_one=True))
+    assert (found.reference[0].iou, found.false_positives) == (0.5, 1)
+
+
+def test_dilation_joins_pieces_that_come_together_and_measures_them_as_they_are():
+    reference, prediction = line((0, 4), (6, 10)), line((0, 4))
+    found = match_lesions(reference, prediction, voxel_ml=0.5, rule=LesionRule(dilation=1))
+    assert [(lesion.volume_ml, lesion.iou) for lesion in found.reference] == [(4.0, 0.5)]

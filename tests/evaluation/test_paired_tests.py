@@ -5,7 +5,6 @@ from scipy import stats
 from nnunet_godc.evaluation import paired_tests
 from nnunet_godc.evaluation.paired_tests import (
     holm,
-    rank_biserial_correlations,
     sign_flip_p_values,
     signed_rank_p_values,
     wins_ties_losses,
@@ -109,18 +108,3 @@ def test_holm_of_one_test_changes_nothing():
 def test_wins_ties_and_losses():
     wins, ties, losses = wins_ties_losses(column(0.1, 2, -1, 0, 5e-7, np.nan))
     assert (wins[0], ties[0], losses[0]) == (2, 2, 1)
-
-
-def test_ranks_lean_by_hand():
-    # Sizes 1, 2, 2, 5 have the ranks 1, 2.5, 2.5, 4, whatever ties and is undefined.
-    differences = np.array([[1, 0, np.nan], [-2, 0, np.nan], [2, 0, np.nan], [-5, 0, np.nan], [0, 0, np.nan]], float)
-    np.testing.assert_allclose(rank_biserial_correlations(differences), [(1 - 2.5 + 2.5 - 4) / 10, 0, np.nan])
-    with_gap = np.insert(differences[:, :1], 2, np.nan, axis=0)
-    np.testing.assert_allclose(rank_biserial_correlations(with_gap), [-0.3])
-
-
-def test_ranks_lean_as_the_statistic_of_the_test_does(random):
-    differences = random.normal(0.2, 1, (30, 1))
-    lean = rank_biserial_correlations(differences)[0]
-    smaller = stats.wilcoxon(differences[:, 0]).statistic
-    assert abs(lean) == pytest.approx(1 - 2 * smaller / (30 * 31 / 2))

@@ -1,0 +1,563 @@
+"""The report: what was measured, summed up and compared, as tables for people and for programs."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
+from dataclasses import asdict, dataclass
+from typing import Any, TypeVar
+
+import numpy as np
+import pandas as pd
+
+from nnunet_godc import __version__
+from nnunet_godc.errors import UserError
+from nnunet_godc.evaluation import metrics
+from nnunet_godc.evaluation.cube import ALL_STATES, OVER_LABELS, Cube, Method, Question, cubes
+from nnunet_godc.evaluation.inference import Comparison, Summary, compare_methods, summarise
+from nnunet_godc.evaluation.markup import Bold, Table, latex_tables, markdown, markdown_table
+from nnunet_godc.evaluation.sentences import FEW_PATIENTS, caveats, claim, multiplicity, p_value, subject_of
+from nnunet_godc.evaluation.statistics import LEVEL, RESAMPLES
+from nnunet_godc.evaluation.units import Shown, shown
+from nnunet_godc.seeded_names import without_seed
+from nnunet_godc.spelling import nearest_name
+
+Entry = TypeVar("Entry")
+
+FEWEST_RESAMPLES = 1000
+LONGEST = 40  # comparisons in a table for people; of more, it holds those that claim a difference
+FEW_LABELS = 12  # of more, the tables label by label stand at the end
+PAPER = ("dice", "precision", "recall")
+COMPARISON_COLUMNS = (
+    *("dataset", "cross_validated", "configuration", "plans", "trainer", "label", "bin", "metric", "against"),
+    *("new_trainings", "patients", "cases", "only_method", "only_against", "selectively_missing", "difference", "low"),
+    *("high", "freedom", "effect_size", "effect_low", "effect_high", "wins", "ties", "losses", "p", "p_holm"),
+    *("wilcoxon_p", "tests", "trainings", "trainings_against", "significant", "sentence"),
+)
+_LATEX_HEAD = r"""% Written by nnunet-godc, for \input. Before \begin{document}:
+% \usepackage{booktabs,graphicx}
+% \usepackage[T1]{fontenc}
+
+"""
+
+
+@dataclass(frozen=True)
+class Section:
+    """The results of one dataset; `by_size` if it is about the lesions of bins of volumes."""
+
+    cube: Cube
+    summaries: Sequence[Summary]
+    comparisons: Sequence[Comparison]
+    asked: Sequence[str]
+
+    @property
+    def by_size(self) -> bool:
+        return bool(self.cube.questions[-1].bin)
+
+    @property
+    def title(self) -> str:
+        """The dataset, how it was predicted, and what all methods have in common."""
+        methods = self.cube.methods
+        configurations, plans = {method.configuration for method in methods}, {method.plans for method in methods}
+        shared = [name for names in (configurations, plans) if len(names) == 1 for name in names if name]
+        how = "cross-validation" if self.cube.cross_validated else "predictions without a fold"
+        return ", ".join([self.cube.dataset, *shared, how, *(["by lesion volume"] if self.by_size else [])])
+
+    @property
+    def metrics(self) -> list[str]:
+        """The columns of the tables: those asked for, or by lesion volume all."""
+        present = _distinct(question.metric for question in self.cube.questions)
+        return present if self.by_size else [metric for metric in self.asked if metric in present]
+
+    def headline(self, metric: str) -> str:
+        """The label, or the mean over labels, that stands for a metric."""
+        return next(question.label for question in self.cube.questions if question.metric == metric)
+
+
+@dataclass(frozen=True)
+class Report:
+    """Statistics and comparisons, one row each, and the files' contents by their names."""
+
+    statistics: pd.DataFrame
+    comparisons: pd.DataFrame
+    files: Mapping[str, str]
+
+
+def make_report(
+    measurements: pd.DataFrame,
+    *,
+    baseline: str | None = None,
+    table: Sequence[str] = PAPER,
+    lesion_bins_ml: Sequence[float] = (0.5, 2.0, 10.0),
+    notes: Sequence[str] = (),
+    seed: int = 0,
+    resamples: int = RESAMPLES,
+) -> Report:
+    """Every method of one configuration and plans compared with the baseline, or all with each other without one.
+
+    Args:
+        measurements: the long table, see `nnunet_godc.evaluation.table`.
+        baseline: a trainer without its seed.
+        table: metrics in the tables for people, by how their names begin.
+        lesion_bins_ml: edges between bins of lesion volumes.
+        notes: how it was measured, a sentence each.
+        seed: of the resampling.
+        resamples: of bootstrap and permutation test, at least 1000.
+
+    Raises:
+        UserError: the measurements contradict each other, or the baseline or a metric is not among them.
+    """
+    check_resamples(resamples)
+    if baseline is not None:
+        check_baseline(baseline, {without_seed(str(trainer)) for trainer in measurements["trainer"].unique()})
+    asked = _asked_metrics(table, measurements)
+    sections = [
+        Section(
+            cube,
+            summarise(cube, resamples=resamples, seed=seed),
+            compare_methods(cube, baseline=baseline, resamples=resamples, seed=seed),
+            asked,
+        )
+        for cube in cubes(measurements, lesion_bins_ml)
+    ]
+    if not sections:
+        raise UserError("no case could be measured, so there is nothing to report")
+    statistics = pd.DataFrame([_statistics_row(entry) for section in sections for entry in section.summaries])
+    rows = [_comparison_row(entry) for section in sections for entry in section.comparisons]
+    comparisons = pd.DataFrame(rows, columns=list(COMPARISON_COLUMNS))
+    settings = {"baseline": baseline, "seed": seed, "resamples": resamples, "level": LEVEL, "version": __version__}
+    content = {**settings, "statistics": statistics.to_dict("records"), "comparisons": rows}
+    unmeasured = _unmeasured(measurements)
+    files = {
+        "statistics.csv": _csv(statistics),
+        "comparisons.csv": _csv(comparisons),
+        "report.json": json.dumps(_without_nan(content), indent=1, ensure_ascii=False, allow_nan=False) + "\n",
+        "report.md": "\n\n".join(_markdown(sections, settings, measurements, unmeasured, notes)) + "\n",
+        "table.tex": _latex(sections, unmeasured, baseline),
+    }
+    return Report(statistics, comparisons, files)
+
+
+def check_resamples(resamples: int) -> None:
+    """Raises:
+    UserError: they are too few.
+    """
+    if resamples < FEWEST_RESAMPLES:
+        raise UserError(f"{resamples} resamples do not settle an interval; take {FEWEST_RESAMPLES} or more")
+
+
+def check_baseline(baseline: str, trainers: Set[str]) -> None:
+    """Raises:
+    UserError: it is none of the trainers without their seeds.
+    """
+    if baseline not in trainers:
+        near = nearest_name(baseline, trainers)
+        hint = f"did you mean {near}?" if near else f"known are {', '.join(sorted(trainers))}"
+        raise UserError(f"the baseline {baseline} was not measured; {hint}")
+
+
+def _asked_metrics(asked: Sequence[str], measurements: pd.DataFrame) -> list[str]:
+    apart = {"", metrics.HEADERS_DIFFER, *metrics.TRAINING_METRICS}
+    known = [metric for metric in map(str, measurements["metric"].unique()) if metric not in apart]
+    found = []
+    for word in asked:
+        wanted = word.casefold().replace("-", " ").replace("_", " ")
+        fitting = [metric for metric in known if metric.casefold().startswith(wanted)]
+        if not fitting and tuple(asked) != PAPER:
+            raise UserError(f"no metric begins with {word!r}; measured are {', '.join(known)}")
+        found += fitting
+    return _distinct(found)
+
+
+def _statistics_row(entry: Summary) -> dict[str, Any]:
+    numbers = asdict(entry)
+    for name in ("dataset", "cross_validated", "method", "question", "undefined"):
+        del numbers[name]
+    left_out = {state: entry.undefined.get(state, 0) for state in ALL_STATES[1:]}
+    return {**_place(entry), **left_out, **numbers, "seed_means": list(entry.seed_means)}
+
+
+def _comparison_row(entry: Comparison) -> dict[str, Any]:
+    numbers = {**_place(entry), **vars(entry), "against": entry.against.trainer}
+    numbers |= {name: getattr(entry, name) for name in ("only_method", "only_against", "selectively_missing")}
+    numbers |= {"trainings": entry.trainings[0], "trainings_against": entry.trainings[1]}
+    numbers |= {"significant": entry.significant, "sentence": claim(entry)}
+    return {name: numbers[name] for name in COMPARISON_COLUMNS}
+
+
+def _place(entry: Summary | Comparison) -> dict[str, Any]:
+    return {
+        **{"dataset": entry.dataset, "cross_validated": entry.cross_validated},
+        **asdict(entry.method),
+        **asdict(entry.question),
+    }
+
+
+def _csv(frame: pd.DataFrame) -> str:
+    """What there is not is an empty field, and several numbers are separated by blanks."""
+    if "seed_means" in frame:
+        frame = frame.assign(seed_means=[" ".join(f"{mean:.10g}" for mean in means) for means in frame["seed_means"]])
+    return str(frame.to_csv(index=False, lineterminator="\n", float_format="%.10g"))
+
+
+def _without_nan(content: Any) -> Any:
+    if isinstance(content, Mapping):
+        return {key: _without_nan(value) for key, value in content.items()}
+    if isinstance(content, list):
+        return [_without_nan(value) for value in content]
+    if isinstance(content, np.generic):
+        content = content.item()
+    return None if isinstance(content, float) and not math.isfinite(content) else content
+
+
+def _markdown(
+    sections: Sequence[Section],
+    settings: Mapping[str, Any],
+    measurements: pd.DataFrame,
+    unmeasured: Table | None,
+    notes: Sequence[str],
+) -> Iterator[str]:
+    yield "# Results"
+    if unmeasured is not None:
+        yield markdown_table(unmeasured)
+    details: list[str] = []
+    for section in sections:
+        yield f"## {markdown(section.title)}"
+        many = len({question.label for question in section.cube.questions}) > FEW_LABELS
+        if not section.by_size:
+            yield markdown_table(_headline(section, settings["baseline"]))
+        yield from _told(section, sections, settings["baseline"])
+        if (apart := _trainings(section)) is not None:
+            yield markdown_table(apart)
+        later = [_by_label(section, settings["baseline"]), _distributions(section), *_compared(section)]
+        tables = [markdown_table(table) for table in later if table is not None and table.rows]
+        if many:
+            details += [f"## Details: {markdown(section.title)}", *tables]
+        else:
+            yield from tables
+    if (costs := _costs(measurements)) is not None:
+        yield "## Trainings"
+        yield markdown_table(costs)
+    yield from details
+    yield "## Notes"
+    yield "\n".join(f"- {markdown(note)}" for note in [*_notes(sections, settings, measurements), *notes])
+
+
+def _headline(section: Section, baseline: str | None) -> Table:
+    """One row per method: means over labels, and the difference in the first metric."""
+    entries = {(entry.method, entry.question): entry for entry in section.summaries}
+    best, first = _winners(section.comparisons), section.metrics[0] if section.metrics else None
+    several = len({question.label for question in section.cube.questions if question.label != OVER_LABELS}) > 1
+    questions = [Question(section.headline(metric), metric) for metric in section.metrics]
+    compared = {
+        entry.method: entry
+        for entry in section.comparisons
+        if baseline is not None and entry.question.metric == first and entry.question.label == section.headline(first)
+    }
+    rows = []
+    for method in _ordered(section.cube.methods, baseline):
+        cells = [_estimate(entries[method, question], bold=(method, question) in best) for question in questions]
+        against = compared.get(method)
+        difference = "" if against is None else f"{_difference(against)}, {_p(against.p_holm)}"
+        own = next(entry for entry in section.summaries if entry.method == method)
+        rows.append(
+            [_named(method, section.cube.methods), str(own.trainings), *cells, *([difference] if compared else [])]
+        )
+    headings = ["Method", "trainings", *(_heading(question.metric) for question in questions)]
+    headings += [f"{shown(first).name} against {baseline}"] if compared and first else []
+    what = "mean over labels" if several else next(iter(question.label for question in questions), "")
+    return Table(f"{section.title}: {what} [95 % interval].", headings, rows)
+
+
+def _by_label(section: Section, baseline: str | None) -> Table | None:
+    """One row per label (and bin of volumes) and method."""
+    keys = _distinct((q.label, q.bin) for q in section.cube.questions if q.label != OVER_LABELS)
+    if len(keys) == 1 and not section.by_size:
+        return None
+    entries = {(entry.method, entry.question): entry for entry in section.summaries}
+    best = _winners(section.comparisons)
+    rows = []
+    for label, size in keys:
+        for method in _ordered(section.cube.methods, baseline):
+            questions = [Question(label, metric, size) for metric in section.metrics]
+            cells = [
+                _estimate(entries[method, question], bold=(method, question) in best)
+                if (method, question) in entries
+                else ""
+                for question in questions
+            ]
+            number = max((entries[method, q].cases for q in questions if (method, q) in entries), default=0)
+            rows.append(
+                [", ".join(filter(None, (label, size))), _named(method, section.cube.methods), str(number), *cells]
+            )
+    unit = "lesions" if section.by_size else "cases"
+    headings = ["Label", "Method", unit, *(_heading(metric) for metric in section.metrics)]
+    return Table(f"{section.title}: by label [95 % interval].", headings, rows, text=2)
+
+
+def _distributions(section: Section) -> Table:
+    """One row per metric, label and method: all that statistics.csv has for people."""
+    rows = []
+    order = {question: number for number, question in enumerate(section.cube.questions)}
+    for entry in sorted(section.summaries, key=lambda entry: order[entry.question]):
+        if entry.question.label == OVER_LABELS:
+            continue
+        units = shown(entry.question.metric).telling(entry.mean, entry.median)
+        left_out = "; ".join(f"{number} {reason}" for reason, number in entry.undefined.items())
+        what = ", ".join(filter(None, (entry.question.label, entry.question.bin)))
+        rows.append(
+            [
+                *(units.heading, what, _named(entry.method, section.cube.methods), str(entry.cases), left_out),
+                f"{_number(units, entry.median)} [{_number(units, entry.q1)}, {_number(units, entry.q3)}]",
+                _interval(units, entry.median_low, entry.median_high),
+                f"{_number(units, entry.mean)} ± {_number(units, entry.sd)}",
+                _interval(units, entry.low, entry.high),
+            ]
+        )
+    headings = ["Metric", "Label", "Method", "lesions" if section.by_size else "cases", "left out as undefined"]
+    headings += ["median [IQR]", "its 95 % interval", "mean ± SD", "its 95 % interval"]
+    return Table(f"{section.title}: all metrics.", headings, rows, text=3)
+
+
+def _compared(section: Section) -> list[Table]:
+    chosen = _shown_comparisons(section)
+    if not chosen:
+        return []
+    rows = [
+        [
+            *(subject_of(entry.question), _named(entry.method, section.cube.methods), entry.against.trainer),
+            *(_difference(entry), _p(entry.p_holm), f"{entry.wins}/{entry.ties}/{entry.losses}"),
+            "trainings and patients" if entry.new_trainings else "patients",
+        ]
+        for entry in chosen
+    ]
+    headings = ["Metric", "Method", "against", "difference [95 % interval]", "p", "W/T/L", "holds for new"]
+    left = len(section.comparisons) - len(chosen)
+    more = f" Not shown are {left} for which no difference can be claimed." if left else ""
+    return [Table(f"{section.title}: comparisons.{more}", headings, rows, text=3)]
+
+
+def _trainings(section: Section) -> Table | None:
+    """The yardstick: how far trainings of one method lie apart, which differ in their seed alone."""
+    rows = []
+    for entry in section.summaries:
+        means = [mean for mean in entry.seed_means if math.isfinite(mean)]
+        if len(means) < 2 or entry.question.metric not in section.metrics or section.by_size:
+            continue
+        if entry.question.label != section.headline(entry.question.metric):
+            continue
+        units = shown(entry.question.metric).telling(max(means) - min(means), entry.training_sd)
+        each = ", ".join(units.number(mean) for mean in means)
+        apart = units.difference(max(means) - min(means))
+        name = _named(entry.method, section.cube.methods)
+        rows.append([name, subject_of(entry.question), each, apart, units.number(entry.training_sd)])
+    if not rows:
+        return None
+    headings = ["Method", "Metric", "mean of each training", "furthest apart", "SD"]
+    caption = "The yardstick: how far trainings lie apart that differ in their seed alone, on the same cases."
+    return Table(caption, headings, rows, text=2)
+
+
+def _told(section: Section, sections: Sequence[Section], baseline: str | None) -> Iterator[str]:
+    """The sentences that the comparisons allow."""
+    if not section.comparisons:
+        yield markdown(_why_not_compared(section, sections, baseline))
+        return
+    of_headline = [
+        entry
+        for entry in section.comparisons
+        if entry.question.metric in section.metrics and entry.question.label == section.headline(entry.question.metric)
+    ]
+    of_headline = [entry for entry in of_headline if entry.significant or len(of_headline) <= LONGEST]
+    others = [entry for entry in section.comparisons if entry.significant and entry not in of_headline]
+    lines = []
+    for entry in (*of_headline, *others):
+        context = _named(entry.method, section.cube.methods).removeprefix(entry.method.trainer).strip()
+        lines.append(f"- {markdown(f'{context} {claim(entry)}'.strip())}")
+    if left := len(section.comparisons) - len(lines):
+        lines.append(f"- For {left} other comparisons no difference can be claimed; comparisons.csv says why for each.")
+    yield "\n".join(lines)
+
+
+def _why_not_compared(section: Section, sections: Sequence[Section], baseline: str | None) -> str:
+    methods = section.cube.methods
+    names = ", ".join(_named(method, methods) for method in methods)
+    if len(methods) == 1:
+        reason = f"{names} is the only method here."
+    elif baseline is not None and baseline not in {method.trainer for method in methods}:
+        reason = f"the baseline {baseline} is not here, but {names}."
+    elif baseline is not None:
+        reason = f"no other method has the configuration and plans of the baseline {baseline}; here are {names}."
+    else:
+        reason = f"methods are compared within one configuration and plans, and these differ: {names}."
+    for other in sections:
+        elsewhere = [method.trainer for method in other.cube.methods if method not in methods]
+        alike = (other.cube.dataset, other.by_size) == (section.cube.dataset, section.by_size)
+        if alike and elsewhere:
+            reason += (
+                f" {', '.join(elsewhere)}: see {other.title}; cross-validations and predictions without a fold are not "
+                "compared with each other."
+            )
+    return f"Nothing is compared: {reason}"
+
+
+def _unmeasured(measurements: pd.DataFrame) -> Table | None:
+    """Cases in no number, or by nnU-Net's counts alone, by trainer and reason."""
+    rows = measurements[measurements["state"].isin(metrics.UNMEASURED)]
+    if rows.empty:
+        return None
+    own = measurements[measurements["case"] != ""]
+    of = ["dataset", "trainer", "plans", "configuration"]
+    total = own.groupby(of, observed=True, sort=False)["case"].nunique()
+    counted = rows.groupby([*of, "state"], observed=True, sort=False)["case"].nunique()
+    cells = [
+        [
+            str(dataset),
+            str(trainer),
+            str(state).removeprefix(f"{metrics.NOT_MEASURED}: "),
+            str(number),
+            str(total[dataset, trainer, plans, configuration]),
+        ]
+        for (dataset, trainer, plans, configuration, state), number in counted.items()
+    ]
+    caption = "Cases that could not be measured; what is known of them is at most the overlap that nnU-Net counted."
+    return Table(caption, ["Dataset", "Trainer", "why", "cases", "of"], cells, text=3)
+
+
+def _costs(measurements: pd.DataFrame) -> Table | None:
+    rows = measurements[measurements["metric"].isin(metrics.TRAINING_METRICS)]
+    if rows.empty:
+        return None
+    rows = rows.assign(method=rows["trainer"].map(lambda trainer: without_seed(str(trainer))).astype(str))
+    cells = []
+    for keys, own in rows.groupby(["dataset", "method", "plans", "configuration"], observed=True, sort=False):
+        of = {metric: own.loc[own["metric"] == metric, "value"] for metric in metrics.TRAINING_METRICS}
+        seconds, hours, added = (of[metric] for metric in metrics.TRAINING_METRICS)
+        total = f"{hours.sum():.3g}" if len(hours) else ""
+        parameters = f"{added.max():,.0f}" if len(added) else ""
+        epoch = f"{seconds.median():.3g}" if len(seconds) else ""
+        cells.append([*map(str, keys), str(max(len(seconds), len(added))), epoch, total, parameters])
+    headings = ["Dataset", "Method", "Plans", "Configuration", "trainings", "seconds per epoch", "hours in all"]
+    return Table("What the trainings took, by their logs.", [*headings, "parameters added"], cells, text=4)
+
+
+def _notes(sections: Sequence[Section], settings: Mapping[str, Any], measurements: pd.DataFrame) -> list[str]:
+    comparisons = [entry for section in sections for entry in section.comparisons]
+    summaries = [entry for section in sections for entry in section.summaries]
+    against = f"against {settings['baseline']}" if settings["baseline"] else "of all pairs"
+    notes = [
+        f"Intervals: 95 %, over patients, {settings['resamples']} resamples, seed {settings['seed']}; of a method with "
+        "several trainings over patients and trainings. A method's trainings are averaged case by case.",
+        f"Comparisons {against}, within one configuration and plans, on the cases where both are defined; a difference "
+        "is claimed if the test, after Holm's correction over the methods, has p at most 0.05 and no interval includes "
+        "zero. It is an improvement only where no case is left out because of what one of the two predicted.",
+        *caveats(comparisons),
+    ]
+    if asked := multiplicity(comparisons):
+        notes.append(asked)
+    if comparisons:
+        notes.append("Bold: better than every method that it was compared with, as claimed. W/T/L: patients for whom "
+                     "the method is better, equal (to 1e-6), worse.")  # fmt: skip
+    if any(math.isfinite(entry.mean) and not math.isfinite(entry.low) for entry in summaries):
+        notes.append(
+            "No interval: fewer than four patients, or too few of them differ from the others to tell the spread."
+        )
+    if any(0 < entry.patients < FEW_PATIENTS for entry in summaries):
+        notes.append(f"Fewer than {FEW_PATIENTS} patients: intervals of the means of skewed metrics are too narrow.")
+    if any(shown(entry.question.metric).unit == "mm" for entry in summaries):
+        notes.append("Of distances the median stands in the tables: a mean distance is made by its largest ones, and "
+                     "its interval is too narrow even for a hundred patients.")  # fmt: skip
+    if any(metrics.better(entry.question.metric) == "zero" for entry in summaries):
+        notes.append(
+            "Volume errors: the mean is signed and tells the bias; comparisons are of the distances from zero."
+        )
+    if any(question.label == OVER_LABELS for section in sections for question in section.cube.questions):
+        notes.append("Mean over labels: of the labels' means over the cases where each is defined.")
+    if number := int((measurements["metric"] == metrics.HEADERS_DIFFER).sum()):
+        largest = measurements.loc[measurements["metric"] == metrics.HEADERS_DIFFER, "value"].max()
+        notes.append(f"{number} predictions were measured voxel by voxel although their headers differ from those of "
+                     f"the references, by up to {largest:.3g} mm.")  # fmt: skip
+    return [*notes, "comparisons.csv has a sentence for each comparison; docs/statistics.md says how numbers are made."]
+
+
+def _latex(sections: Sequence[Section], unmeasured: Table | None, baseline: str | None) -> str:
+    left_out = ""
+    if unmeasured is not None:
+        left_out = "Not measured: " + "; ".join(
+            f"{row[3]} of {row[4]} of {row[1]} ({row[2]})" for row in unmeasured.rows
+        )
+    tables = []
+    for section in sections:
+        for table in ([] if section.by_size else [_headline(section, baseline)]) + [_by_label(section, baseline)]:
+            if table is not None and table.rows and section.metrics:
+                tables.append(latex_tables(table, left_out))
+    return _LATEX_HEAD + "\n\n".join(tables) + "\n"
+
+
+def _shown_comparisons(section: Section) -> list[Comparison]:
+    if len(section.comparisons) <= LONGEST:
+        return list(section.comparisons)
+    return [entry for entry in section.comparisons if entry.significant]
+
+
+def _winners(comparisons: Iterable[Comparison]) -> set[tuple[Method, Question]]:
+    won: dict[tuple[Method, Question], list[bool]] = {}
+    for entry in comparisons:
+        for method in (entry.method, entry.against):
+            won.setdefault((method, entry.question), []).append(entry.winner == method)
+    return {key for key, outcomes in won.items() if all(outcomes)}
+
+
+def _ordered(methods: Sequence[Method], baseline: str | None) -> list[Method]:
+    """The baseline first within its configuration and plans."""
+    places = _distinct((method.configuration, method.plans) for method in methods)
+    return sorted(methods, key=lambda m: (places.index((m.configuration, m.plans)), m.trainer != baseline))
+
+
+def _named(method: Method, methods: Sequence[Method]) -> str:
+    """The trainer, with configuration and plans as far as they tell these methods apart."""
+    parts = [
+        getattr(method, name) or f"{name} unknown"
+        for name in ("configuration", "plans")
+        if len({getattr(other, name) for other in methods}) > 1
+    ]
+    return f"{method.trainer} ({', '.join(parts)})" if parts else method.trainer
+
+
+def _heading(metric: str) -> str:
+    units = shown(metric)
+    return f"{units.heading}, median" if units.unit == "mm" else units.heading
+
+
+def _estimate(entry: Summary, *, bold: bool) -> str:
+    """The mean with its interval; of distances the median."""
+    units = shown(entry.question.metric)
+    median = units.unit == "mm"
+    value, low, high = (
+        (entry.median, entry.median_low, entry.median_high) if median else (entry.mean, entry.low, entry.high)
+    )
+    units = units.telling(value)
+    text = f"{_number(units, value)} {_interval(units, low, high)}".strip()
+    return Bold(text) if bold and not median else text
+
+
+def _difference(entry: Comparison) -> str:
+    units = shown(entry.question.metric).of_difference(entry.difference, entry.low, entry.high)
+    return f"{_number(units, entry.difference)} {_interval(units, entry.low, entry.high)}".strip()
+
+
+def _number(units: Shown, value: float) -> str:
+    return units.number(value) if math.isfinite(value) else "-"
+
+
+def _interval(units: Shown, low: float, high: float) -> str:
+    return f"[{units.number(low)}, {units.number(high)}]" if math.isfinite(low) else ""
+
+
+def _p(p: float) -> str:
+    return p_value(p).removeprefix("p = ").removeprefix("p ") if math.isfinite(p) else "-"
+
+
+def _distinct(entries: Iterable[Entry]) -> list[Entry]:
+    return list(dict.fromkeys(entries))
