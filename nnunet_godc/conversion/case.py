@@ -319,13 +319,16 @@ def source_paths(source: CaseSource) -> list[Path]:
 def _open_image(source: CaseSource, settings: CaseSettings, notes: CaseLog) -> _Source:
     spacing = settings.spacings.get(source.name)
     if _is_dicom(source.image):
-        from nnunet_godc.conversion.dicom.masks import drawn_on
         from nnunet_godc.conversion.dicom.series import open_series
 
         if spacing is not None:
             raise CaseError("a spacing is given for a DICOM series, which has its own; take the case out of the CSV")
         masks = [source.label] if source.label else [path for _, path in source.masks]
-        references = frozenset[str]().union(*(drawn_on(mask) for mask in masks if _is_dicom(mask)))
+        references: frozenset[str] = frozenset()
+        if any(map(_is_dicom, masks)):
+            from nnunet_godc.conversion.dicom.masks import drawn_on
+
+            references = references.union(*(drawn_on(mask) for mask in masks if _is_dicom(mask)))
         series = open_series(
             source.image, notes, series=source.series, drawn_on=references, resample=settings.resample_series
         )

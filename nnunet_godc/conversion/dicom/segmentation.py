@@ -13,7 +13,6 @@ from functools import partial
 from typing import Any
 
 import numpy as np
-from highdicom.spatial import get_volume_positions
 from numpy.typing import NDArray
 from pydicom.dataset import Dataset, FileDataset
 
@@ -174,6 +173,8 @@ def _resampled(source: _Segmentation, number: int, frames: Sequence[_Frame], gri
     """A segment on a grid of its own: every voxel of the series takes the pixel that its centre is nearest to."""
     if not frames:
         return np.zeros(grid.shape, np.bool_, order="F")
+    from highdicom.spatial import get_volume_positions  # a second of imports, for few files
+
     first = frames[0].plane
     positions = np.array([frame.plane.position for frame in frames])
     heights = positions @ first.normal

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import scipy.ndimage
 from numpy.typing import NDArray
 
 from nnunet_godc.conversion.dicom.headers import Plane
@@ -68,6 +67,8 @@ class Straightening:
         Returns:
             The voxels, of the same dtype, and the grid. What no slice covers takes the lowest value.
         """
+        import scipy.ndimage
+
         heights, aside, distance = self._heights, self._aside, self.stack.spacing[2]
         low, high = np.floor(aside.min(axis=0) + 1e-6).astype(int), np.ceil(aside.max(axis=0) - 1e-6).astype(int)
         count = round((heights[-1] - heights[0]) / distance) + 1
