@@ -17,7 +17,7 @@ from isal import isal_zlib
 
 from nnunet_godc.conversion.dicom import open_series
 from nnunet_godc.conversion.formats import open_volume
-from nnunet_godc.conversion.problems import Notes
+from nnunet_godc.conversion.problems import CaseLog
 
 REAL_CT = Path(__file__).parents[2] / "shared" / "data" / "abdomen_ct" / "dicom_series"
 GZIP = 31  # window bits that ask for gzip's format
@@ -47,7 +47,7 @@ def main() -> None:
     arguments = parse_cpu_arguments(parser)
     if not arguments.image.exists():
         sys.exit(f"{arguments.image} does not exist; name a CT with --image")
-    source = open_series(arguments.image, Notes()) if arguments.image.is_dir() else open_volume(arguments.image)
+    source = open_series(arguments.image, CaseLog()) if arguments.image.is_dir() else open_volume(arguments.image)
     voxels = np.asfortranarray(source.read())
     data = voxels.ravel(order="F").tobytes()
 

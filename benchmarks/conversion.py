@@ -27,11 +27,11 @@ from _measure import parse_cpu_arguments, write_report
 
 from nnunet_godc.conversion.case import CaseSettings, CaseSource, convert_case
 from nnunet_godc.conversion.dataset import PARTS
-from nnunet_godc.conversion.grid import Grid
-from nnunet_godc.conversion.labels import LabelRules
+from nnunet_godc.conversion.geometry import Grid
+from nnunet_godc.conversion.labels import LabelMap
 from nnunet_godc.conversion.nifti import nifti_header, write_nifti
 
-RULES = LabelRules(names={1: "liver", 2: "tumour"})
+RULES = LabelMap(names={1: "liver", 2: "tumour"})
 NOISE = 12.0  # Hounsfield units
 SETTINGS = CaseSettings(RULES, label_grid="image")
 

@@ -5,16 +5,16 @@ import sys
 from pathlib import Path
 
 from nnunet_godc.conversion.case import CaseSource
-from nnunet_godc.conversion.collection import Collection, Found, matched_by_number, missing_partners
+from nnunet_godc.conversion.collection import Collection, CollectionListing, matched_by_number, missing_partners
 from nnunet_godc.conversion.command import Converter, main
 from nnunet_godc.conversion.dataset import PARTS
 from nnunet_godc.conversion.files import visible_files
-from nnunet_godc.conversion.labels import LabelRules
+from nnunet_godc.conversion.labels import LabelMap
 
 COLLECTION = Collection(
     title="LiTS",
     dataset_name="LiTS",
-    rules=LabelRules(names={1: "liver", 2: "tumour"}, region_of={"liver": (1, 2), "tumour": (2,)}),
+    rules=LabelMap(names={1: "liver", 2: "tumour"}, region_of={"liver": (1, 2), "tumour": (2,)}),
     tumour=2,
     # Some segmentations have an identity affine or a foreign origin; all lie on their image's voxels.
     label_grid="image",
@@ -25,7 +25,7 @@ COLLECTION = Collection(
 WARNINGS = {54: "its segmentation is said to be shifted against the image: look at the preview"}
 
 
-def find_cases(root: Path, arguments: argparse.Namespace | None = None) -> Found:
+def find_cases(root: Path, arguments: argparse.Namespace | None = None) -> CollectionListing:
     """The cases under `root`: volume-N and segmentation-N in any folders, or liver_N in imagesTr and labelsTr.
 
     Test cases are test-volume-N, or liver_N in imagesTs. LiTS delivers no labels for them; where somebody has
@@ -49,8 +49,10 @@ def find_cases(root: Path, arguments: argparse.Namespace | None = None) -> Found
         test_labels=(inside["labelsTs"], decathlon_name),
     )
     if as_downloaded.cases and decathlon.cases:
-        return Found((), ("the folder holds both LiTS's own files and the Decathlon's Task03_Liver; give one of them",))
-    return Found(
+        return CollectionListing(
+            (), ("the folder holds both LiTS's own files and the Decathlon's Task03_Liver; give one of them",)
+        )
+    return CollectionListing(
         (*as_downloaded.cases, *decathlon.cases),
         (*as_downloaded.problems, *decathlon.problems),
     )
@@ -63,7 +65,7 @@ def _pairs(
     labels: tuple[list[Path], str],
     tests: tuple[list[Path], str],
     test_labels: tuple[list[Path], str],
-) -> Found:
+) -> CollectionListing:
     image = matched_by_number(*images, what="volume", root=root)
     label = matched_by_number(*labels, what="segmentation", root=root)
     test = matched_by_number(*tests, what="test volume", root=root)
@@ -82,7 +84,7 @@ def _pairs(
         for number in sorted(test.files.keys() - test_label.several)
     ]
     problems = (*image.problems, *label.problems, *test.problems, *test_label.problems)
-    return Found(tuple(cases), (*problems, *missing_partners(image, label, root)))
+    return CollectionListing(tuple(cases), (*problems, *missing_partners(image, label, root)))
 
 
 CONVERTER = Converter(lambda arguments: COLLECTION, 501, find_cases, __doc__)

@@ -7,18 +7,20 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 
 from nnunet_godc.conversion.case import CaseSource, SeriesChoice
-from nnunet_godc.conversion.collection import Collection, Found
+from nnunet_godc.conversion.collection import Collection, CollectionListing
 from nnunet_godc.conversion.command import Converter, main
-from nnunet_godc.conversion.labels import LabelRules
+from nnunet_godc.conversion.labels import LabelMap
 from nnunet_godc.conversion.pairing import (
     new_names,
     new_patients,
     pairs_by_pattern,
     pairs_by_table,
     read_keys,
+    series_choice,
+    with_patients,
     write_keys,
 )
-from nnunet_godc.conversion.splits import PAPER_TEST_SHARE, draw_test_cases
+from nnunet_godc.conversion.splits import draw_test_cases
 from nnunet_godc.errors import UserError
 
 PREFIX = "PANC"
@@ -29,7 +31,7 @@ DEFAULT_LABELS = ["1=tumour", "*tumo*r*=tumour"]
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     pairs = parser.add_argument_group("which image goes with which mask")
     pairs.add_argument(
-        "--csv", type=Path, metavar="FILE", help="table with columns image, mask and, if wanted, case, patient, part"
+        "--csv", type=Path, metavar="FILE", help="table with columns image, mask and, if wanted, series, patient, test"
     )
     pairs.add_argument(
         "--image-pattern",
@@ -37,13 +39,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="PATTERN",
         help="path below SOURCE without ending, {case} and {patient} for parts of names, default: %(default)s",
     )
-    pairs.add_argument("--mask-pattern", default="masks/{case}", metavar="PATTERN", help="default: %(default)s")
+    pairs.add_argument(
+        "--mask-pattern",
+        default="masks/{case}",
+        metavar="PATTERN",
+        help="with {label} for a file of every label, such as 'masks/{case}/{label}'; default: %(default)s",
+    )
     pairs.add_argument(
         "--series",
         type=_series,
         default="only",
         metavar="WHICH",
-        help="of several DICOM series in a folder: only (refuse several), largest, or a series number",
+        help="of several DICOM series in a folder: only (that which the mask was drawn on, else refuse), largest, or a "
+        "series number",
     )
     masks = parser.add_argument_group("what the masks mean")
     masks.add_argument(
@@ -66,9 +74,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     privacy.add_argument(
         "--test-share",
         type=float,
-        default=PAPER_TEST_SHARE,
+        default=0.0,
         metavar="SHARE",
-        help="of the cases to set apart for testing, drawn by --seed, patients kept together; default: 34 of 174",
+        help="of the cases to set apart for testing, drawn by --seed, patients kept together (34 of 174 are 0.195); "
+        "default: none",
     )
     privacy.add_argument(
         "--key-file", type=Path, metavar="FILE", help="write which case is whose; an earlier one keeps its names"
@@ -111,7 +120,7 @@ def collection(arguments: argparse.Namespace) -> Collection:
     return Collection(
         title="in-house pancreas collection",
         dataset_name="PancreasTumour",
-        rules=LabelRules(names=names, values=values, segments=tuple(segments), region_of=regions),
+        rules=LabelMap(names=names, values=values, segments=tuple(segments), region_of=regions),
         tumour=tumour,
         label_grid=arguments.label_grid,
         reference="",
@@ -120,7 +129,7 @@ def collection(arguments: argparse.Namespace) -> Collection:
     )
 
 
-def find_cases(root: Path, arguments: argparse.Namespace) -> Found:
+def find_cases(root: Path, arguments: argparse.Namespace) -> CollectionListing:
     """The pairs under `root`, under new names; a share of the patients is set apart for testing.
 
     Raises:
@@ -128,12 +137,13 @@ def find_cases(root: Path, arguments: argparse.Namespace) -> Found:
     """
     if not 0 <= arguments.test_share < 1:
         raise UserError(
-            f"--test-share {arguments.test_share} is no share; give a number from 0 up to, not including, 1"
+            f"--test-share {arguments.test_share} is not a share; give a number from 0 up to, not including, 1"
         )
     if arguments.csv:
         pairs, problems = pairs_by_table(root, arguments.csv)
     else:
         pairs, problems = pairs_by_pattern(root, arguments.image_pattern, arguments.mask_pattern)
+    pairs, told = with_patients(pairs)
     keys = read_keys(arguments.key_file) if arguments.key_file else {}
     names = new_names(pairs, PREFIX, keys, root)
     patients = new_patients(pairs, names)
@@ -145,10 +155,14 @@ def find_cases(root: Path, arguments: argparse.Namespace) -> Found:
     if arguments.key_file and not arguments.dry_run:
         write_keys(arguments.key_file, root, zip(names, patients, tests, pairs, strict=True), keys)
     cases = [
-        CaseSource(name, pair.image, pair.mask, test=test, patient=patient, series=arguments.series)
+        CaseSource(
+            name, pair.image, pair.mask, pair.masks, test=test, patient=patient, series=pair.series or arguments.series
+        )
         for name, pair, patient, test in zip(names, pairs, patients, tests, strict=True)
     ]
-    warnings = []
+    warnings = [told] if told else []
+    if not any(tests):
+        warnings.append("no case is set apart for testing; --test-share SHARE draws some, or --csv names them")
     if not arguments.key_file:
         warnings.append("no table tells which case is which scan; --key-file FILE writes one, readable by you alone")
     if not any(pair.patient for pair in pairs):
@@ -156,18 +170,14 @@ def find_cases(root: Path, arguments: argparse.Namespace) -> Found:
             "every scan counts as a patient of its own; if some are of one patient, name patients in --csv or by "
             "{patient} in --image-pattern, or they may stand on both sides of a split"
         )
-    return Found(tuple(sorted(cases, key=lambda case: case.name)), tuple(problems), tuple(warnings))
+    return CollectionListing(tuple(sorted(cases, key=lambda case: case.name)), tuple(problems), tuple(warnings))
 
 
 def _series(text: str) -> SeriesChoice:
-    if text == "only":
-        return "only"
-    if text == "largest":
-        return "largest"
     try:
-        return int(text)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is not only, largest or a series number") from None
+        return series_choice(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 CONVERTER = Converter(collection, 502, find_cases, __doc__, add_arguments)

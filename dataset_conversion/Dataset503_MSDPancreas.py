@@ -5,15 +5,15 @@ import sys
 from pathlib import Path
 
 from nnunet_godc.conversion.case import CaseSource
-from nnunet_godc.conversion.collection import Collection, Found, matched_by_number, missing_partners
+from nnunet_godc.conversion.collection import Collection, CollectionListing, matched_by_number, missing_partners
 from nnunet_godc.conversion.command import Converter, main
 from nnunet_godc.conversion.files import visible_files
-from nnunet_godc.conversion.labels import LabelRules
+from nnunet_godc.conversion.labels import LabelMap
 
 COLLECTION = Collection(
     title="MSD Task07_Pancreas",
     dataset_name="MSDPancreas",
-    rules=LabelRules(names={1: "pancreas", 2: "tumour"}, region_of={"pancreas": (1, 2), "tumour": (2,)}),
+    rules=LabelMap(names={1: "pancreas", 2: "tumour"}, region_of={"pancreas": (1, 2), "tumour": (2,)}),
     tumour=2,
     label_grid="physical",
     reference="https://doi.org/10.1038/s41467-022-30695-9",
@@ -23,7 +23,7 @@ COLLECTION = Collection(
 NAME = r"pancreas_(\d+)\.nii(?:\.gz)?"
 
 
-def find_cases(root: Path, arguments: argparse.Namespace | None = None) -> Found:
+def find_cases(root: Path, arguments: argparse.Namespace | None = None) -> CollectionListing:
     """The cases under `root`: pancreas_NNN in imagesTr, labelsTr and imagesTs, wherever these lie."""
     inside: dict[str, list[Path]] = {"imagesTr": [], "labelsTr": [], "imagesTs": []}
     for file in visible_files(root):
@@ -40,7 +40,7 @@ def find_cases(root: Path, arguments: argparse.Namespace | None = None) -> Found
         for n in sorted((image.files.keys() & label.files.keys()) - both)
     ]
     cases += [CaseSource(f"pancreas_{n:03d}", test.files[n], None, test=True) for n in sorted(test.files.keys() - both)]
-    return Found(tuple(cases), tuple(problems))
+    return CollectionListing(tuple(cases), tuple(problems))
 
 
 CONVERTER = Converter(lambda arguments: COLLECTION, 503, find_cases, __doc__)

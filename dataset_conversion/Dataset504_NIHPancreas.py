@@ -6,15 +6,15 @@ import sys
 from pathlib import Path
 
 from nnunet_godc.conversion.case import CaseSource
-from nnunet_godc.conversion.collection import Collection, Found, matched_by_number
+from nnunet_godc.conversion.collection import Collection, CollectionListing, matched_by_number
 from nnunet_godc.conversion.command import Converter, main
 from nnunet_godc.conversion.files import visible_files
-from nnunet_godc.conversion.labels import LabelRules
+from nnunet_godc.conversion.labels import LabelMap
 
 COLLECTION = Collection(
     title="NIH Pancreas-CT",
     dataset_name="NIHPancreas",
-    rules=LabelRules(names={1: "pancreas"}),
+    rules=LabelMap(names={1: "pancreas"}),
     tumour=None,
     # The labels run the other way in y than the series do, and their headers know no position.
     label_grid="axes",
@@ -25,7 +25,7 @@ COLLECTION = Collection(
 ABSENT = (25, 70)  # withdrawn by the authors
 
 
-def find_cases(root: Path, arguments: argparse.Namespace | None = None) -> Found:
+def find_cases(root: Path, arguments: argparse.Namespace | None = None) -> CollectionListing:
     """The cases under `root`: folders PANCREAS_NNNN with a DICOM series somewhere below, and labelNNNN.nii.gz."""
     files = visible_files(root)
     folders: dict[int, set[Path]] = {}
@@ -50,7 +50,7 @@ def find_cases(root: Path, arguments: argparse.Namespace | None = None) -> Found
     cases = [
         CaseSource(f"NIH_{number:04d}", series[number], label.files[number]) for number in both if number not in ABSENT
     ]
-    return Found(tuple(cases), tuple(problems), tuple(warnings))
+    return CollectionListing(tuple(cases), tuple(problems), tuple(warnings))
 
 
 CONVERTER = Converter(lambda arguments: COLLECTION, 504, find_cases, __doc__)

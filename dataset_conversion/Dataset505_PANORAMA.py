@@ -6,15 +6,15 @@ import sys
 from pathlib import Path
 
 from nnunet_godc.conversion.case import CaseSource
-from nnunet_godc.conversion.collection import Collection, Found
+from nnunet_godc.conversion.collection import Collection, CollectionListing
 from nnunet_godc.conversion.command import Converter, main
 from nnunet_godc.conversion.files import visible_files
-from nnunet_godc.conversion.labels import LabelRules
+from nnunet_godc.conversion.labels import LabelMap
 
 COLLECTION = Collection(
     title="PANORAMA",
     dataset_name="PANORAMA",
-    rules=LabelRules(
+    rules=LabelMap(
         names={
             1: "tumour",
             2: "veins",
@@ -44,7 +44,7 @@ IMAGE = re.compile(r"(\d+)_(\d+)_0000\.nii(?:\.gz)?", re.IGNORECASE)
 LABEL = re.compile(r"(\d+)_(\d+)\.nii(?:\.gz)?", re.IGNORECASE)
 
 
-def find_cases(root: Path, arguments: argparse.Namespace | None = None) -> Found:
+def find_cases(root: Path, arguments: argparse.Namespace | None = None) -> CollectionListing:
     """The cases under `root`: PATIENT_STUDY_0000.nii.gz in any batch, PATIENT_STUDY.nii.gz among the labels.
 
     Where a case has a label drawn by hand (in a folder called manual...) and one by a model, the first counts.
@@ -84,7 +84,7 @@ def find_cases(root: Path, arguments: argparse.Namespace | None = None) -> Found
         "194 of PANORAMA's scans are the Decathlon's: whoever tests on MSD must not train on them "
         "(--leave-out-scans-of DatasetXXX_MSDPancreas)"
     )
-    return Found(tuple(cases), tuple(problems), tuple(warnings))
+    return CollectionListing(tuple(cases), tuple(problems), tuple(warnings))
 
 
 def _by_hand(file: Path, root: Path) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -50,7 +51,17 @@ def run(arguments: argparse.Namespace) -> int:
     converter = load_converter(arguments.what)
     parser = argparse.ArgumentParser(prog=prog, description=converter.description)
     command.add_arguments(parser, converter)
-    return command.run(converter, parser.parse_args(arguments.options))
+    try:
+        return command.run(converter, parser.parse_args(arguments.options))
+    except UserError:
+        raise
+    except Exception:
+        print(
+            "nnunet-godc: this is a defect of the converter, not of your files; please report it with the lines below, "
+            "after taking out names that are nobody's business. What was converted is kept: the same command goes on.",
+            file=sys.stderr,
+        )
+        raise
 
 
 def load_converter(name: str) -> Converter:

@@ -1,4 +1,4 @@
-"""One case from source to target: read, mend, check, turn to the dataset's orientation, link or write, and record."""
+"""One case from source to target: read, fix, check, reorient, copy or write, and record."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -15,23 +15,27 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from nnunet_godc.conversion.alignment import LabelGrid, align_label
 from nnunet_godc.conversion.files import visible_files
 from nnunet_godc.conversion.formats import VOLUME_ENDINGS, VolumeFile, ending_of, files_of, open_volume
-from nnunet_godc.conversion.grid import Grid, Triple, Volume
-from nnunet_godc.conversion.labels import LabelArray, LabelRules, read_label, united
+from nnunet_godc.conversion.geometry import Grid, Triple, Volume
+from nnunet_godc.conversion.itk import ItkFile
+from nnunet_godc.conversion.labels import LabelArray, LabelMap, count_values, merge_masks, read_label, read_mask
 from nnunet_godc.conversion.nifti import NiftiFile, geometry_of_header, nifti_header, with_geometry_of, write_nifti
-from nnunet_godc.conversion.placing import LabelGrid, place_label
-from nnunet_godc.conversion.problems import CaseError, Notes
+from nnunet_godc.conversion.problems import CaseError, CaseLog
 from nnunet_godc.conversion_record import RECORD_FORMAT
 from nnunet_godc.replacing import replacing
 
 if TYPE_CHECKING:
-    from nnunet_godc.conversion.dicom import DicomSeries
+    from nnunet_godc.conversion.dicom.series import DicomSeries
+    from nnunet_godc.conversion.dicom.straightening import Straightening
 
 SeriesChoice = int | Literal["only", "largest"]
+NamedMasks = tuple[tuple[str, Path], ...]
 
 PLAUSIBLE_HU = (-250.0, 600.0)  # mean attenuation of anything that is segmented in these collections
 READ_AT_ONCE = 2**20
+_ANY_VALUE = {value: str(value) for value in range(1, 256)}
 UNREADABLE = "a source file cannot be read: it is missing or not permitted"
 
 
@@ -42,7 +46,9 @@ class CaseSource:
     Attributes:
         name: the case's name in the dataset.
         image: a volume file, or a folder with a DICOM series.
-        label: a volume file, DICOM-SEG or RTSTRUCT, or a folder with one of these; None for a test case without.
+        label: a volume file, DICOM-SEG or RTSTRUCT, a folder with one of these or with a DICOM series, or a folder with
+            one volume file per label; None for a test case without.
+        masks: in the place of `label`, the masks of several labels: name and file.
         test: whether it goes to imagesTs.
         patient: who it is of, under a made-up name: cases of one patient never stand on both sides of a split.
         series: which of several DICOM series; see `open_series`.
@@ -52,6 +58,7 @@ class CaseSource:
     name: str
     image: Path
     label: Path | None
+    masks: NamedMasks = ()
     test: bool = False
     patient: str = ""
     series: SeriesChoice = "only"
@@ -64,25 +71,29 @@ class CaseSettings:
 
     Attributes:
         rules: what becomes of the labels' values.
-        label_grid: where a label lies whose grid is not the image's; see `place_label`.
+        label_grid: where a label lies whose grid is not the image's; see `align_label`.
         orientation: ``"LPS"`` or ``"RAS"``.
         file_ending: ``".nii.gz"`` or ``".nii"``.
         compression: ISA-L's level, 0 to 3.
-        link: link a file that already is what nnU-Net needs, instead of copying it.
+        link: link an image that already is what nnU-Net needs, instead of copying it.
         spacings: voxel sizes along the image's i, j, k in mm that replace the header's, by case.
         trust_headers: take headers for true that look as if nobody had filled them in.
         private: write no name of a source file into the record.
+        strict: refuse what a person would be warned of.
+        resample_series: resample tilted and uneven DICOM series together with the DICOM mask that was drawn on them.
     """
 
-    rules: LabelRules
+    rules: LabelMap
     label_grid: LabelGrid
     orientation: str = "LPS"
     file_ending: str = ".nii.gz"
     compression: int = 1
-    link: bool = True
+    link: bool = False
     spacings: Mapping[str, Triple] = field(default_factory=dict)
     trust_headers: bool = False
     private: bool = False
+    strict: bool = False
+    resample_series: bool = False
 
     def identity(self) -> dict[str, Any]:
         """What two conversions must have in common for their cases to be interchangeable."""
@@ -96,6 +107,7 @@ class CaseSettings:
             "file_ending": self.file_ending,
             "compression": self.compression if self.file_ending.endswith(".gz") else None,
             "private": self.private,
+            **({"resample_series": True} if self.resample_series else {}),
         }
 
 
@@ -106,13 +118,15 @@ class _Source:
     grid: Grid
     series: DicomSeries | None = None
     file: VolumeFile | None = None
+    path: Path | None = None
+    others: Sequence[Grid] = ()
 
     @property
     def paths(self) -> tuple[Path, ...]:
         if self.series is not None:
             return self.series.files
-        assert self.file is not None
-        return tuple(_all_files(self.file.path))
+        assert self.path is not None
+        return tuple(_all_files(self.path))
 
     def read(self) -> NDArray[Any]:
         if self.series is not None:
@@ -134,14 +148,16 @@ def convert_case(source: CaseSource, settings: CaseSettings, root: Path, folder:
         CaseError: the case cannot be converted; nothing of it is left in `folder`.
         OSError: `folder` cannot be written to.
     """
-    notes = Notes(warnings=list(source.warnings))
+    notes = CaseLog(warnings=list(source.warnings))
     try:
-        hashes = {path: file_sha256(path) for path in source_paths(source)}
+        hashes = source_hashes(source)
         image_source = _open_image(source, settings, notes)
         voxels = image_source.read()
         _check_finite(voxels)
-        image = Volume(voxels, image_source.grid).turned(settings.orientation)
+        image = Volume(voxels, image_source.grid).reoriented(settings.orientation)
         label_file, label, label_before = _read_label(source, settings, image_source, image, notes)
+        if image_source.series is not None and image_source.series.straightening is not None:
+            image, label = _straightened(image, label, image_source.series.straightening)
     except OSError as error:
         raise CaseError(UNREADABLE) from error
 
@@ -158,6 +174,8 @@ def convert_case(source: CaseSource, settings: CaseSettings, root: Path, folder:
                 "file": f"labels{part}/{label_path.name}",
                 **statistics,
             }
+        if settings.strict and notes.warnings:
+            raise CaseError(f"{'; '.join(notes.warnings)} (--strict)")
     except BaseException:
         for path in (image_path, label_path):
             path.unlink(missing_ok=True)
@@ -171,7 +189,7 @@ def convert_case(source: CaseSource, settings: CaseSettings, root: Path, folder:
         "patient": source.patient or source.name,
         "source": {
             "image": _files_record(image_source.paths, hashes, None if private_image else root),
-            "label": _files_record(_label_paths(source.label), hashes, None if private_label else root),
+            "label": _files_record(_label_paths(source), hashes, None if private_label else root),
         },
         "geometry": {
             "image": image_source.grid.as_json(),
@@ -182,30 +200,58 @@ def convert_case(source: CaseSource, settings: CaseSettings, root: Path, folder:
         "label": label_record,
         "repairs": notes.repairs,
         "warnings": notes.warnings,
+        "remarks": notes.remarks,
     }
 
 
 def inspect_case(source: CaseSource, settings: CaseSettings) -> str:
-    """A line about a case from its headers alone: shape, voxel size, orientation, what would be repaired.
+    """A line about a case: shape, voxel size, orientation, series, what its masks hold, what would be fixed.
+
+    Reads the headers of images, and labels whole.
 
     Raises:
         CaseError: the case could not be converted.
     """
-    notes = Notes(warnings=list(source.warnings))
+    notes = CaseLog(warnings=list(source.warnings))
     try:
-        grid = _open_image(source, settings, notes).grid
-        if source.label is not None and not _is_dicom(source.label):
-            shape = open_volume(source.label).shape
-            if settings.label_grid == "image" and shape != grid.shape:
-                raise CaseError(
-                    f"image and label differ in shape: {grid.shape} and {shape}; they do not belong together"
-                )
+        opened = _open_image(source, settings, notes)
+        grid = opened.grid
+        parts = [
+            " x ".join(map(str, grid.shape)) + " voxels of " + " x ".join(f"{n:.4g}" for n in grid.spacing) + " mm"
+        ]
+        parts[0] += f", {grid.orientation}"
+        if opened.series is not None:
+            number = opened.series.slices[0].series_number
+            parts.append(f"series {'without a number' if number is None else number}")
+        parts += _label_contents(source, settings, grid)
     except OSError as error:
         raise CaseError(UNREADABLE) from error
-    told = "; ".join([*notes.repairs, *notes.warnings])
-    shape_text = " x ".join(map(str, grid.shape))
-    spacing_text = " x ".join(f"{size:.4g}" for size in grid.spacing)
-    return f"{shape_text} voxels of {spacing_text} mm, {grid.orientation}{f' ({told})' if told else ''}"
+    told = "; ".join([*notes.repairs, *notes.warnings, *notes.remarks])
+    return f"{', '.join(parts)}{f' ({told})' if told else ''}"
+
+
+def _label_contents(source: CaseSource, settings: CaseSettings, grid: Grid) -> list[str]:
+    """What the masks hold, as the label map has to name it: regions, or values."""
+    named = _named_masks(source)
+    if named:
+        return ["masks " + ", ".join(name for name, _ in named)]
+    if source.label is None:
+        return []
+    if _is_dicom(source.label):
+        from nnunet_godc.conversion.dicom.masks import region_names
+
+        if regions := region_names(source.label):
+            return ["regions " + ", ".join(repr(name) for name in regions)]
+    file = _open_label(source.label)
+    if settings.label_grid == "image" and file.shape != grid.shape:
+        raise CaseError(
+            f"image and label differ in shape: {grid.shape} and {file.shape}; they do not belong together",
+            file=source.label,
+        )
+    if segments := getattr(file, "segments", ()):
+        return ["segments " + ", ".join(repr(segment.name) for segment in segments)]
+    values = sorted(count_values(read_label(file, LabelMap(_ANY_VALUE), CaseLog())).keys() - {0})
+    return ["values " + (" ".join(map(str, values)) or "0 alone")]
 
 
 def fingerprint(image: Volume[Any]) -> str:
@@ -227,7 +273,7 @@ def file_sha256(path: Path) -> str:
             while count := file.readinto(buffer):
                 digest.update(memoryview(buffer)[:count])
     except OSError as error:
-        raise CaseError(UNREADABLE) from error
+        raise CaseError(UNREADABLE, file=path) from error
     return digest.hexdigest()
 
 
@@ -246,23 +292,56 @@ def inputs_digest(source: CaseSource, settings: CaseSettings, hashes: Mapping[Pa
     return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()
 
 
+def source_hashes(source: CaseSource) -> dict[Path, str]:
+    """SHA-256 of every file that may make up a case.
+
+    What cannot be read in a folder of many files has an empty one: it may be none of the case's.
+
+    Raises:
+        CaseError: a file that the case is made of cannot be read.
+    """
+    hashes = {}
+    for path in source_paths(source):
+        try:
+            hashes[path] = file_sha256(path)
+        except CaseError:
+            if source.image not in path.parents:
+                raise
+            hashes[path] = ""
+    return hashes
+
+
 def source_paths(source: CaseSource) -> list[Path]:
     """Every file that may make up a case: those of its image and of its label."""
-    return [*_all_files(source.image), *(_all_files(source.label) if source.label else ())]
+    return [*_all_files(source.image), *_label_paths(source)]
 
 
-def _open_image(source: CaseSource, settings: CaseSettings, notes: Notes) -> _Source:
+def _open_image(source: CaseSource, settings: CaseSettings, notes: CaseLog) -> _Source:
     spacing = settings.spacings.get(source.name)
     if _is_dicom(source.image):
-        from nnunet_godc.conversion.dicom import open_series
+        from nnunet_godc.conversion.dicom.series import open_series
 
         if spacing is not None:
             raise CaseError("a spacing is given for a DICOM series, which has its own; take the case out of the CSV")
-        series = open_series(source.image, notes, series=source.series)
+        masks = [source.label] if source.label else [path for _, path in source.masks]
+        references: frozenset[str] = frozenset()
+        if any(map(_is_dicom, masks)):
+            from nnunet_godc.conversion.dicom.masks import drawn_on
+
+            references = references.union(*(drawn_on(mask) for mask in masks if _is_dicom(mask)))
+        series = open_series(
+            source.image, notes, series=source.series, drawn_on=references, resample=settings.resample_series
+        )
+        if series.straightening is not None and not all(_is_dicom(mask) for mask in masks):
+            raise CaseError(
+                "the DICOM series is tilted or uneven, and only masks in DICOM can be resampled with it; give the mask "
+                "as DICOM-SEG or RTSTRUCT, or resample both first"
+            )
         return _Source(series.grid, series=series)
     file = open_volume(source.image)
     grid = file.grid(notes, what="image", spacing=spacing, trust_header=settings.trust_headers)
-    return _Source(grid, file=file)
+    # With voxel sizes from elsewhere, the header is known to be wrong.
+    return _Source(grid, file=file, path=source.image, others=file.other_grids("image") if spacing is None else ())
 
 
 def _is_dicom(path: Path) -> bool:
@@ -271,7 +350,7 @@ def _is_dicom(path: Path) -> bool:
         return True
     if ending_of(path) in VOLUME_ENDINGS:
         return False
-    from nnunet_godc.conversion.dicom import is_dicom
+    from nnunet_godc.conversion.dicom.series import is_dicom
 
     return is_dicom(path)
 
@@ -280,35 +359,139 @@ def _check_finite(voxels: NDArray[Any]) -> None:
     if voxels.dtype.kind == "f":
         broken = sum(int(np.count_nonzero(~np.isfinite(voxels[:, :, k]))) for k in range(voxels.shape[2]))
         if broken:
-            raise CaseError(f"the image holds {broken} voxels that are no finite number; mend it")
+            raise CaseError(f"the image holds {broken} voxels that are no finite number; fix it")
 
 
 def _read_label(
-    source: CaseSource, settings: CaseSettings, image_source: _Source, image: Volume[Any], notes: Notes
+    source: CaseSource, settings: CaseSettings, opened: _Source, image: Volume[Any], notes: CaseLog
 ) -> tuple[VolumeFile | None, LabelArray | None, Grid | None]:
-    """The label on the turned image's grid; the file it comes from, if it is a volume; its grid as the file has it."""
+    """The label on the reoriented image's grid; the file it is, if it is a single volume; its grid as that has it."""
+    named = _named_masks(source)
+    if named:
+        masks = _SeparateMasks(dict(named), settings, opened, image, notes)
+        return None, merge_masks(masks, image.grid.shape, settings.rules, notes), None
     if source.label is None:
         return None, None, None
     if _is_dicom(source.label):
-        from nnunet_godc.conversion.dicom_masks import read_masks
+        from nnunet_godc.conversion.dicom.masks import mask_files, read_masks
 
-        if image_source.series is None:
-            raise CaseError("the label is a DICOM object, but the image no DICOM series; give the series as the image")
-        masks = read_masks(source.label, image_source.series, notes)
-        label = united(masks, settings.rules, notes)
-        return None, Volume(label, image_source.grid).turned(settings.orientation).voxels, None
-    file = open_volume(source.label)
-    stored = read_label(file, settings.rules, notes)
-    placed, before = place_label(
+        if mask_files(source.label):
+            if opened.series is None:
+                raise CaseError(
+                    "the label is a DICOM object, but the image is not a DICOM series; give the series as the image"
+                )
+            label = merge_masks(
+                read_masks(source.label, opened.series, notes), opened.grid.shape, settings.rules, notes
+            )
+            return None, Volume(label, opened.grid).reoriented(settings.orientation).voxels, None
+    file = _open_label(source.label)
+    if isinstance(file, ItkFile) and file.layers > 1:
+        stored = merge_masks(_layers(file), file.shape, settings.rules, notes)
+    else:
+        stored = read_label(file, settings.rules, notes)
+    placed, before = _aligned(file, stored, settings, opened, image, notes)
+    return file, placed, before
+
+
+def _aligned(
+    file: VolumeFile, stored: LabelArray, settings: CaseSettings, opened: _Source, image: Volume[Any], notes: CaseLog
+) -> tuple[LabelArray, Grid | None]:
+    return align_label(
         file,
         stored,
-        image_source.grid,
+        opened.grid,
         settings.label_grid,
         notes,
         orientation=settings.orientation,
         image=image.voxels,
+        other_grids=opened.others,
+        image_is_dicom=opened.series is not None,
     )
-    return file, placed, before
+
+
+def _open_label(path: Path) -> VolumeFile:
+    """A volume file, or masks that are stored as a DICOM series of plain images."""
+    if not _is_dicom(path):
+        return open_volume(path)
+    from nnunet_godc.conversion.dicom.series import SeriesVolume, open_series
+
+    return SeriesVolume(open_series(path, CaseLog(), any_modality=True))
+
+
+def _named_masks(source: CaseSource) -> NamedMasks:
+    """The masks of several labels: as given, or the volume files of a folder, named after them."""
+    if source.label is None or not source.label.is_dir():
+        return source.masks
+    volumes = [path for path in visible_files(source.label) if ending_of(path) in VOLUME_ENDINGS]
+    if volumes:
+        from nnunet_godc.conversion.dicom.series import is_dicom
+
+        if is_dicom(source.label):
+            return source.masks
+    return tuple((path.name[: -len(ending_of(path))], path) for path in volumes)
+
+
+def _layers(file: ItkFile) -> dict[str, NDArray[np.bool_]]:
+    """3D Slicer's segments by name, of which several may overlap."""
+    layers = file.read_layers()
+    masks: dict[str, NDArray[np.bool_]] = {}
+    for segment in file.segments:
+        if segment.layer >= len(layers):
+            raise CaseError("the segmentation names a layer that it does not hold; save it again")
+        mask = layers[segment.layer] == segment.value
+        masks[segment.name] = masks[segment.name] | mask if segment.name in masks else mask
+    return masks
+
+
+class _SeparateMasks(Mapping[str, NDArray[np.bool_]]):
+    """Masks in files of their own, on the reoriented image's grid, each read when it is asked for."""
+
+    def __init__(
+        self,
+        paths: Mapping[str, Path],
+        settings: CaseSettings,
+        opened: _Source,
+        image: Volume[Any],
+        notes: CaseLog,
+    ) -> None:
+        self._paths, self._settings, self._opened, self._image, self._notes = paths, settings, opened, image, notes
+
+    def __getitem__(self, name: str) -> NDArray[np.bool_]:
+        path = self._paths[name]
+        if _is_dicom(path) and self._opened.series is not None:
+            from nnunet_godc.conversion.dicom.masks import mask_files, read_masks
+
+            if mask_files(path):
+                regions = read_masks(path, self._opened.series, self._notes)
+                mask = np.logical_or.reduce([regions[region] for region in regions])
+                return Volume(mask, self._opened.grid).reoriented(self._settings.orientation).voxels
+        file = _open_label(path)
+        notes = CaseLog()
+        placed, _ = _aligned(file, read_mask(file), self._settings, self._opened, self._image, notes)
+        for repair in notes.repairs:
+            if repair not in self._notes.repairs:
+                self._notes.repairs.append(repair)
+        for warning in notes.warnings:
+            self._notes.warn_once(f"{name}: {warning}")
+        return np.asarray(placed != 0)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._paths)
+
+    def __len__(self) -> int:
+        return len(self._paths)
+
+
+def _straightened(
+    image: Volume[Any], label: LabelArray | None, straightening: Straightening
+) -> tuple[Volume[Any], LabelArray | None]:
+    """Image and label from the stack of slices, reoriented, to the right-angled grid, in the same orientation."""
+    as_stored, now = straightening.stack.orientation, image.grid.orientation
+    voxels, grid = straightening.resampled(image.reoriented(as_stored).voxels, nearest=False)
+    if label is not None:
+        stack = Volume(label, image.grid).reoriented(as_stored).voxels
+        label = Volume(straightening.resampled(stack, nearest=True)[0], grid).reoriented(now).voxels
+    return Volume(voxels, grid).reoriented(now), label
 
 
 def _put_image(
@@ -343,7 +526,8 @@ def _put_label(
         and file.shape == label.shape
         and all(np.array_equal(slab, label[:, :, where]) for where, slab in file.slabs())
     ):
-        return {"sha256": hashes[file.path], "written": link_or_copy(file.path, path, link=settings.link)}
+        # Never linked: whoever corrects a label in nnUNet_raw would change the source with it.
+        return {"sha256": hashes[file.path], "written": link_or_copy(file.path, path)}
     # The shape is the same: only the type of the voxels differs from the image's header.
     shape_and_type = nifti_header(
         Grid(_shape(label), (1, 1, 1), (0, 0, 0), ((1, 0, 0), (0, 1, 0), (0, 0, 1))), label.dtype
@@ -368,6 +552,7 @@ def _is_ready(file: NiftiFile, grid: Grid, settings: CaseSettings) -> bool:
 def _has_right_form(file: NiftiFile, settings: CaseSettings) -> bool:
     return (
         len(file.header_bytes) == 348  # NIfTI-1
+        and file.data == file.path
         and int(file.header["vox_offset"]) >= 352  # ITK takes a 0 by its word and reads the header as voxels
         and int(file.header["dim"][0]) == 3
         and file.dtype.byteorder in "<=|"
@@ -383,7 +568,7 @@ def _write(path: Path, voxels: NDArray[Any], header: bytes, settings: CaseSettin
         return write_nifti(temporary, voxels, header, compression=compression)
 
 
-def link_or_copy(source: Path, path: Path, *, link: bool = True) -> str:
+def link_or_copy(source: Path, path: Path, *, link: bool = False) -> str:
     """Link `source` to `path`, or copy it where that is not possible or not wanted; says which."""
     with replacing(path) as temporary:
         if link:
@@ -394,9 +579,11 @@ def link_or_copy(source: Path, path: Path, *, link: bool = True) -> str:
         return "copied"
 
 
-def _label_statistics(label: LabelArray, image: Volume[Any], rules: LabelRules, notes: Notes) -> dict[str, Any]:
+def _label_statistics(label: LabelArray, image: Volume[Any], rules: LabelMap, notes: CaseLog) -> dict[str, Any]:
     counts, sums = _counts_and_sums(label, image.voxels)
     counts[0] = label.size - counts.sum()
+    if counts[0] == label.size:
+        notes.warnings.append("the label is empty: no voxel has a value but 0")
     mean_hu = {name: round(sums[value] / counts[value], 2) for value, name in rules.names.items() if counts[value]}
     for name, mean in mean_hu.items():
         if not PLAUSIBLE_HU[0] <= mean <= PLAUSIBLE_HU[1]:
@@ -432,8 +619,9 @@ def _shape(array: NDArray[Any]) -> tuple[int, int, int]:
     return i, j, k
 
 
-def _label_paths(label: Path | None) -> tuple[Path, ...]:
-    return () if label is None else tuple(_all_files(label))
+def _label_paths(source: CaseSource) -> tuple[Path, ...]:
+    masks = [path for _, path in source.masks] if source.label is None else [source.label]
+    return tuple(file for path in masks for file in _all_files(path))
 
 
 def _all_files(path: Path) -> list[Path]:

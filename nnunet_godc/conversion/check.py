@@ -13,14 +13,14 @@ from nnunet_godc.conversion.case import file_sha256
 from nnunet_godc.conversion.collection import check_case_name
 from nnunet_godc.conversion.description import Description, read_description
 from nnunet_godc.conversion.formats import open_volume
-from nnunet_godc.conversion.grid import Grid, Matrix, Triple
-from nnunet_godc.conversion.labels import LabelRules, count_values, read_label
-from nnunet_godc.conversion.problems import CaseError, Notes
+from nnunet_godc.conversion.geometry import Grid, Matrix, Triple
+from nnunet_godc.conversion.labels import LabelMap, count_values, read_label
+from nnunet_godc.conversion.problems import CaseError, CaseLog
 from nnunet_godc.conversion.splits import SPLITS, read_folds
 from nnunet_godc.conversion_record import RECORD, read_record
 from nnunet_godc.errors import UserError
 
-ANY_VALUE = LabelRules(names={value: str(value) for value in range(1, 256)})
+ANY_VALUE = LabelMap(names={value: str(value) for value in range(1, 256)})
 
 
 @dataclass(frozen=True)
@@ -167,7 +167,7 @@ def _case_problems(folder: Path, recorded: _Recorded, description: Description |
 def _label_problems(
     folder: Path, label: str, recorded: Mapping[int, int], description: Description | None
 ) -> Iterator[str]:
-    notes = Notes()
+    notes = CaseLog()
     try:
         counts = count_values(read_label(open_volume(folder / label), ANY_VALUE, notes))
     except CaseError as error:

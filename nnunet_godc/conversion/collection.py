@@ -7,9 +7,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from nnunet_godc.conversion.alignment import LabelGrid
 from nnunet_godc.conversion.case import CaseSource
-from nnunet_godc.conversion.labels import LabelRules
-from nnunet_godc.conversion.placing import LabelGrid
+from nnunet_godc.conversion.labels import LabelMap
+from nnunet_godc.conversion.problems import Problem
 from nnunet_godc.errors import UserError
 
 # A case's name becomes file names: no separator, no leading dot, nothing that leaves the folder.
@@ -25,14 +26,14 @@ class Collection:
         dataset_name: the part of the dataset's folder name after ``DatasetXXX_``.
         rules: the labels, and what becomes of a mask's values.
         tumour: the value in the dataset that is the tumour; None if the collection has none.
-        label_grid: how far the labels' headers are to be believed; see `place_label`.
+        label_grid: how far the labels' headers are to be believed; see `align_label`.
         reference, licence: for dataset.json.
         private: source names may tell who a patient is, and are kept out of everything that is written or printed.
     """
 
     title: str
     dataset_name: str
-    rules: LabelRules
+    rules: LabelMap
     tumour: int | None
     label_grid: LabelGrid
     reference: str
@@ -41,7 +42,7 @@ class Collection:
 
 
 @dataclass(frozen=True)
-class Found:
+class CollectionListing:
     """What a look at the source folder found.
 
     Attributes:
@@ -51,7 +52,7 @@ class Found:
     """
 
     cases: tuple[CaseSource, ...]
-    problems: tuple[str, ...] = ()
+    problems: tuple[str | Problem, ...] = ()
     warnings: tuple[str, ...] = ()
 
 
@@ -70,11 +71,11 @@ def tumour_only(collection: Collection) -> Collection:
     return replace(
         collection,
         tumour=1,
-        rules=LabelRules(names={1: rules.names[collection.tumour]}, values=kept, stray=rules.stray, segments=segments),
+        rules=LabelMap(names={1: rules.names[collection.tumour]}, values=kept, stray=rules.stray, segments=segments),
     )
 
 
-def dataset_labels(rules: LabelRules, *, regions: bool) -> tuple[dict[str, int | list[int]], list[int] | None]:
+def dataset_labels(rules: LabelMap, *, regions: bool) -> tuple[dict[str, int | list[int]], list[int] | None]:
     """The entries `labels` and `regions_class_order` of dataset.json.
 
     With regions, what a wider region says is overwritten by a narrower one, so wide ones come first.
@@ -127,7 +128,7 @@ def matched_by_number(files: Iterable[Path], pattern: str, *, what: str, root: P
         {number: paths[0] for number, paths in sorted(found.items()) if number not in several},
         frozenset(several),
         tuple(
-            f"{what} {number} is there several times: {' and '.join(_inside(path, root) for path in paths)}; "
+            f"{what} {number} is there several times: {' and '.join(inside(path, root) for path in paths)}; "
             "keep one and move the rest away"
             for number, paths in several.items()
         ),
@@ -137,14 +138,14 @@ def matched_by_number(files: Iterable[Path], pattern: str, *, what: str, root: P
 def missing_partners(images: Numbered, labels: Numbered, root: Path) -> list[str]:
     """A sentence for every training image without a label, and the other way round."""
     alone = [
-        f"{_inside(images.files[n], root)} has no segmentation"
+        f"{inside(images.files[n], root)} has no segmentation"
         for n in sorted(images.files.keys() - labels.files.keys() - labels.several)
     ]
     alone += [
-        f"{_inside(labels.files[n], root)} has no image"
+        f"{inside(labels.files[n], root)} has no image"
         for n in sorted(labels.files.keys() - images.files.keys() - images.several)
     ]
-    return [f"{sentence}; fetch it, or move this file away" for sentence in alone]
+    return [f"{sentence}; download it, or move this file away" for sentence in alone]
 
 
 def check_case_name(name: str) -> str:
@@ -160,7 +161,8 @@ def check_case_name(name: str) -> str:
     return name
 
 
-def _inside(path: Path, root: Path) -> str:
+def inside(path: Path, root: Path) -> str:
+    """A path as it is told to its owner: below `root` where it lies there."""
     return path.relative_to(root).as_posix() if path.is_relative_to(root) else path.name
 
 

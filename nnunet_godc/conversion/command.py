@@ -13,12 +13,12 @@ from types import TracebackType
 from tqdm import tqdm
 
 from nnunet_godc.conversion.case import CaseSettings, inspect_case
-from nnunet_godc.conversion.case_tables import check_known_cases, read_spacings
-from nnunet_godc.conversion.collection import Collection, Found, tumour_only
-from nnunet_godc.conversion.dataset import Job, Outcome, convert_dataset, source_bytes
+from nnunet_godc.conversion.case_tables import by_case, read_spacings
+from nnunet_godc.conversion.collection import Collection, CollectionListing, inside, tumour_only
+from nnunet_godc.conversion.dataset import ConversionResult, Job, convert_dataset, problem_of, source_bytes
 from nnunet_godc.conversion.files import check_source_folder
 from nnunet_godc.conversion.formats import NIFTI_ENDINGS
-from nnunet_godc.conversion.grid import ORIENTATIONS
+from nnunet_godc.conversion.geometry import ORIENTATIONS
 from nnunet_godc.conversion.nifti import COMPRESSION_LEVELS, DEFAULT_COMPRESSION
 from nnunet_godc.conversion.problems import CaseError
 from nnunet_godc.conversion.splits import draw_folds, place_splits, read_folds
@@ -44,7 +44,7 @@ class Converter:
 
     collection: Callable[[argparse.Namespace], Collection]
     dataset_id: int
-    find: Callable[[Path, argparse.Namespace], Found]
+    find: Callable[[Path, argparse.Namespace], CollectionListing]
     description: str
     add_arguments: Callable[[argparse.ArgumentParser], None] = lambda parser: None
 
@@ -61,6 +61,7 @@ def add_arguments(parser: argparse.ArgumentParser, converter: Converter) -> None
     )
     parser.add_argument("--overwrite", action="store_true", help="replace a dataset of that ID that is there")
     parser.add_argument("--dry-run", action="store_true", help="look at the headers, say what would be done, stop")
+    parser.add_argument("--strict", action="store_true", help="refuse cases that a person would be warned of")
     labels = parser.add_argument_group("labels")
     labels.add_argument("--regions", action="store_true", help="nested regions instead of labels (liver = 1 + 2)")
     labels.add_argument("--tumour-only", action="store_true", help="the tumour as the only label")
@@ -73,6 +74,11 @@ def add_arguments(parser: argparse.ArgumentParser, converter: Converter) -> None
     )
     geometry.add_argument("--skip-bad-geometry", action="store_true", help="leave out cases of unknown voxel size")
     geometry.add_argument("--trust-headers", action="store_true", help="take 1 x 1 x 1 mm for true")
+    geometry.add_argument(
+        "--resample-series",
+        action="store_true",
+        help="resample tilted or uneven DICOM series together with the DICOM mask that was drawn on them",
+    )
     files = parser.add_argument_group("files")
     files.add_argument(
         "--file-ending",
@@ -88,7 +94,10 @@ def add_arguments(parser: argparse.ArgumentParser, converter: Converter) -> None
         help="0 (fastest) to 3 (smallest), default: %(default)s",
     )
     files.add_argument(
-        "--copy", action="store_true", help="never link a file that fits as it is to its source; copy it"
+        "--link",
+        action="store_true",
+        help="link images that fit as they are to their source, which saves their space; whoever changes one then "
+        "changes the other",
     )
     splits = parser.add_argument_group("splits")
     splits.add_argument(
@@ -173,14 +182,14 @@ def _target(arguments: argparse.Namespace, collection: Collection) -> Path:
     return target
 
 
-def _job(collection: Collection, found: Found, source: Path, target: Path, arguments: argparse.Namespace) -> Job:
+def _job(
+    collection: Collection, found: CollectionListing, source: Path, target: Path, arguments: argparse.Namespace
+) -> Job:
     if arguments.np < 0:
         raise UserError(f"-np {arguments.np} is no number of worker processes; give 0 or more")
-    names = [case.name for case in found.cases]
     spacings = {}
     if arguments.spacing_csv:
-        spacings = read_spacings(arguments.spacing_csv)
-        check_known_cases(spacings, names, where=str(arguments.spacing_csv))
+        spacings = by_case(read_spacings(arguments.spacing_csv), found.cases, where=str(arguments.spacing_csv))
     patients = {case.name: case.patient or case.name for case in found.cases if not case.test}
     folds = None
     if arguments.folds_from:
@@ -204,10 +213,12 @@ def _job(collection: Collection, found: Found, source: Path, target: Path, argum
             orientation=arguments.orientation,
             file_ending=arguments.file_ending,
             compression=arguments.compression,
-            link=not arguments.copy,
+            link=arguments.link,
             spacings=spacings,
             trust_headers=arguments.trust_headers,
             private=collection.private,
+            strict=arguments.strict,
+            resample_series=arguments.resample_series,
         ),
         regions=arguments.regions,
         skip_bad_geometry=arguments.skip_bad_geometry,
@@ -220,22 +231,23 @@ def _job(collection: Collection, found: Found, source: Path, target: Path, argum
 
 def _dry_run(job: Job) -> int:
     """Look at every header and tell what the conversion would meet; writes nothing."""
-    problems = list(job.found.problems)
+    problems = [str(problem) for problem in job.found.problems]
     for case in job.found.cases:
         try:
             print(f"{case.name}  {'test ' if case.test else 'train'}  {inspect_case(case, job.settings)}")
         except CaseError as error:
-            problems.append(f"{case.name}: {error}")
+            problems.append(str(problem_of(case, error, job.root)))
     training = sum(not case.test for case in job.found.cases)
     print(f"{training} cases to train with and {len(job.found.cases) - training} for testing would go to {job.target}")
     return _tell_problems(problems)
 
 
-def _report(job: Job, outcome: Outcome, shared: Mapping[str, list[str]], overwrite: bool) -> int:
-    problems = list(outcome.problems)
+def _report(job: Job, outcome: ConversionResult, shared: Mapping[str, list[str]], overwrite: bool) -> int:
+    problems = list(map(str, outcome.problems))
+    sources = {case.name: inside(case.image, job.root) for case in job.found.cases}
     warned = [(name, text) for name, record in outcome.records.items() for text in record["warnings"]]
     for name, text in warned[:WARNINGS_SHOWN]:
-        print(f"{name}: {text}")
+        print(f"{name}: {text} [{sources[name]}]")
     if len(warned) > WARNINGS_SHOWN:
         print(f"and {len(warned) - WARNINGS_SHOWN} more warnings: see conversion.json")
     repaired = sum(bool(record["repairs"]) for record in outcome.records.values())
@@ -250,7 +262,7 @@ def _report(job: Job, outcome: Outcome, shared: Mapping[str, list[str]], overwri
         )
     if outcome.complete:
         training = sum(not record["test"] for record in outcome.records.values())
-        again = f" ({outcome.taken_over} of them taken over from an earlier run)" if outcome.taken_over else ""
+        again = f" ({outcome.reused} of them taken over from an earlier run)" if outcome.reused else ""
         print(f"{training} training and {len(outcome.records) - training} test cases{again}: {job.target}")
         if outcome.folds is not None:
             try:
@@ -276,7 +288,7 @@ def _tell_problems(problems: Sequence[str]) -> int:
 class _Progress:
     """A bar over the bytes of all sources, with rate and time left."""
 
-    def __init__(self, found: Found) -> None:
+    def __init__(self, found: CollectionListing) -> None:
         total = sum(source_bytes(case) for case in found.cases)
         self._bar = tqdm(total=total, unit="B", unit_scale=True, desc=f"0/{len(found.cases)} cases")
         self._cases, self._done = len(found.cases), 0

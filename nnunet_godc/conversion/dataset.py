@@ -27,10 +27,11 @@ from nnunet_godc.conversion.case import (
     file_sha256,
     inputs_digest,
     link_or_copy,
+    source_hashes,
     source_paths,
 )
-from nnunet_godc.conversion.collection import Collection, Found, dataset_labels, names_of
-from nnunet_godc.conversion.problems import CaseError, UnknownGeometryError
+from nnunet_godc.conversion.collection import Collection, CollectionListing, dataset_labels, inside, names_of
+from nnunet_godc.conversion.problems import CaseError, Problem, UnknownGeometryError
 from nnunet_godc.conversion.splits import SPLITS, Folds
 from nnunet_godc.conversion_record import RECORD, RECORD_FORMAT, read_record
 from nnunet_godc.errors import UserError
@@ -59,7 +60,7 @@ class Job:
     """
 
     collection: Collection
-    found: Found
+    found: CollectionListing
     root: Path
     target: Path
     settings: CaseSettings
@@ -72,23 +73,23 @@ class Job:
 
 
 @dataclass
-class Outcome:
+class ConversionResult:
     """What came of it.
 
     Attributes:
         records: of every case that is in the dataset, by name.
-        problems: what could not be converted, one sentence each.
+        problems: what could not be converted.
         skipped: cases left out as the user asked: of unknown voxel size, or of a scan that another dataset has.
         folds: what splits_final.json holds; None without.
         complete: whether the dataset was put in its place. It is not where the source of a case changed since an
             earlier conversion, which only `Job.overwrite` replaces.
-        taken_over: how many cases an earlier run had converted already.
+        reused: how many cases an earlier run had converted already.
     """
 
     records: dict[str, dict[str, Any]] = field(default_factory=dict)
-    problems: list[str] = field(default_factory=list)
+    problems: list[Problem] = field(default_factory=list)
     skipped: list[str] = field(default_factory=list)
-    taken_over: int = 0
+    reused: int = 0
     folds: Folds | None = None
     complete: bool = False
 
@@ -112,7 +113,7 @@ class _Task:
     overwrite: bool
 
 
-def convert_dataset(job: Job, *, progress: Callable[[str, int], None] = lambda name, size: None) -> Outcome:
+def convert_dataset(job: Job, *, progress: Callable[[str, int], None] = lambda name, size: None) -> ConversionResult:
     """Convert every case and put the dataset in its place; what cannot be converted is told together at the end.
 
     Args:
@@ -133,7 +134,9 @@ def convert_dataset(job: Job, *, progress: Callable[[str, int], None] = lambda n
             earlier = _earlier(job, identity)
             for part in (*PARTS, "records"):
                 (unfinished / part).mkdir(exist_ok=True)
-            outcome = Outcome(problems=list(job.found.problems))
+            outcome = ConversionResult(
+                problems=[Problem(text) if isinstance(text, str) else text for text in job.found.problems]
+            )
             changed = _convert_cases(job, unfinished, earlier, outcome, progress)
             if changed:
                 return outcome
@@ -159,7 +162,7 @@ def _convert_cases(
     job: Job,
     unfinished: Path,
     earlier: Mapping[str, dict[str, Any]],
-    outcome: Outcome,
+    outcome: ConversionResult,
     progress: Callable[[str, int], None],
 ) -> bool:
     """Fills `outcome`; whether some case's source changed since an earlier conversion that is not to be overwritten."""
@@ -178,26 +181,32 @@ def _convert_cases(
             unknown.append((name, str(result)))
         elif isinstance(result, CaseError):
             changed |= isinstance(result, _ChangedSourceError)
-            outcome.problems.append(f"{name}: {result}")
+            outcome.problems.append(problem_of(task.source, result, job.root))
         else:
-            record, taken_over = result
+            record, reused = result
             if record["image"]["fingerprint"] in job.leave_out:
                 outcome.skipped.append(name)
                 continue
             outcome.records[name] = record
-            outcome.taken_over += taken_over
+            outcome.reused += reused
     outcome.records = dict(sorted(outcome.records.items()))
     unknown.sort()
     if job.skip_bad_geometry:
         outcome.skipped += [name for name, _ in unknown]
     elif unknown:
-        outcome.problems.append(
+        sentence = (
             f"{len(unknown)} cases of unknown voxel size ({', '.join(name for name, _ in unknown)}): "
             f"{unknown[0][1]}. Give the true sizes with --spacing-csv FILE (case,x,y,z in mm), leave the cases out "
             "with --skip-bad-geometry, or take the headers as they are with --trust-headers"
         )
-    outcome.problems.sort()
+        outcome.problems.append(Problem(sentence))
+    outcome.problems.sort(key=str)
     return changed
+
+
+def problem_of(source: CaseSource, error: CaseError, root: Path) -> Problem:
+    """What is wrong with a case, and in which file as far as that is known."""
+    return Problem(f"{source.name}: {error}", inside(error.file or source.image, root))
 
 
 def _run_tasks(
@@ -214,11 +223,13 @@ def _convert_or_take_over(task: _Task) -> tuple[dict[str, Any], bool] | CaseErro
         with contextlib.suppress(FileNotFoundError, ValueError, KeyError, TypeError):
             record = json.loads(record_path.read_text(encoding="utf-8"))
             if _still_fits(task, record) and _is_whole(task.unfinished, record):
+                _check_strict(task, record)
                 return record, True
         record_path.unlink(missing_ok=True)
         if task.earlier is not None:
             if _still_fits(task, task.earlier):
                 if _is_whole(task.target, task.earlier):
+                    _check_strict(task, task.earlier)
                     _take_over(task.target, task.unfinished, task.earlier)
                     write_json(record_path, task.earlier)
                     return task.earlier, True
@@ -234,15 +245,16 @@ def _convert_or_take_over(task: _Task) -> tuple[dict[str, Any], bool] | CaseErro
         return CaseError("it does not fit into memory; use fewer worker processes with -np")
     except OSError as error:
         return TargetError(*error.args)
-    except Exception as error:
-        # A defect of ours or of a library; its text may hold what must not be printed.
-        return CaseError(f"it cannot be converted ({type(error).__name__} while reading it); is the file damaged?")
     return record, False
 
 
+def _check_strict(task: _Task, record: Mapping[str, Any]) -> None:
+    if task.settings.strict and record["warnings"]:
+        raise CaseError(f"{'; '.join(record['warnings'])} (--strict)")
+
+
 def _still_fits(task: _Task, record: Mapping[str, Any]) -> bool:
-    hashes = {path: file_sha256(path) for path in source_paths(task.source)}
-    return bool(record["inputs"] == inputs_digest(task.source, task.settings, hashes))
+    return bool(record["inputs"] == inputs_digest(task.source, task.settings, source_hashes(task.source)))
 
 
 def _is_whole(folder: Path, record: Mapping[str, Any]) -> bool:
@@ -258,7 +270,7 @@ def _files(record: Mapping[str, Any]) -> list[Mapping[str, Any]]:
 
 def _take_over(target: Path, unfinished: Path, record: Mapping[str, Any]) -> None:
     for part in _files(record):
-        link_or_copy(target / part["file"], unfinished / part["file"])
+        link_or_copy(target / part["file"], unfinished / part["file"], link=True)
 
 
 def _earlier(job: Job, identity: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
@@ -300,7 +312,7 @@ def _earlier(job: Job, identity: Mapping[str, Any]) -> dict[str, dict[str, Any]]
     return cases
 
 
-def _without_missing(folds: Folds, outcome: Outcome) -> Folds:
+def _without_missing(folds: Folds, outcome: ConversionResult) -> Folds:
     return [
         {side: [name for name in names if name in outcome.records] for side, names in fold.items()} for fold in folds
     ]
@@ -309,7 +321,7 @@ def _without_missing(folds: Folds, outcome: Outcome) -> Folds:
 def _write_description(
     folder: Path,
     job: Job,
-    outcome: Outcome,
+    outcome: ConversionResult,
     labels: dict[str, int | list[int]],
     regions_class_order: list[int] | None,
 ) -> None:
@@ -330,18 +342,18 @@ def _write_description(
     )
 
 
-def _record(job: Job, outcome: Outcome, identity: Mapping[str, Any]) -> dict[str, Any]:
+def _record(job: Job, outcome: ConversionResult, identity: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "format": RECORD_FORMAT,
         "version": nnunet_godc.__version__,
         "settings": dict(identity),
         "left_out": sorted(outcome.skipped),
-        "problems": outcome.problems,
+        "problems": [problem.sentence for problem in outcome.problems],
         "cases": outcome.records,
     }
 
 
-def _drop_leftovers(unfinished: Path, outcome: Outcome) -> None:
+def _drop_leftovers(unfinished: Path, outcome: ConversionResult) -> None:
     """Remove what belongs to no case of the outcome: records, files of cases that failed, empty folders."""
     kept = {part["file"] for record in outcome.records.values() for part in _files(record)}
     shutil.rmtree(unfinished / "records")
@@ -413,5 +425,5 @@ def _cannot_write(target: Path, error: OSError | TargetError) -> str:
 def source_bytes(source: CaseSource) -> int:
     """Size of everything that a case is made from; 0 where that cannot be told."""
     with contextlib.suppress(CaseError, OSError):
-        return sum(path.stat().st_size for path in source_paths(source))
+        return sum(path.stat().st_size for path in source_paths(source) if path.exists())
     return 0

@@ -29,7 +29,10 @@ def check_source_folder(folder: Path) -> None:
 
 
 def visible_files(folder: Path) -> list[Path]:
-    """All files under `folder`, sorted, links followed, without hidden ones (macOS leaves ``._a`` beside ``a``)."""
+    """All files under `folder`, sorted, links followed, without hidden ones (macOS leaves ``._a`` beside ``a``).
+
+    Links that lead nowhere are among them, since a file is missing there; pipes, sockets and devices are not.
+    """
     found = []
     pending, seen = [folder], set()
     while pending:
@@ -43,7 +46,7 @@ def visible_files(folder: Path) -> list[Path]:
                 continue
             if path.is_dir():
                 pending.append(path)
-            else:
+            elif path.is_file() or not path.exists():
                 found.append(path)
     return sorted(found)
 

@@ -2,27 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 from numpy.typing import NDArray
 
-from nnunet_godc.conversion.grid import Grid, Triple
-from nnunet_godc.conversion.metaimage import open_metaimage
-from nnunet_godc.conversion.nifti import open_nifti
-from nnunet_godc.conversion.nrrd import open_nrrd
-from nnunet_godc.conversion.problems import CaseError, Notes
-from nnunet_godc.conversion.text_header import TextHeaderFile
+from nnunet_godc.conversion.geometry import Grid, Triple
+from nnunet_godc.conversion.itk import open_itk
+from nnunet_godc.conversion.nifti import open_nifti, paired_file
+from nnunet_godc.conversion.problems import CaseError, CaseLog
 
 NIFTI_ENDINGS = (".nii.gz", ".nii")
-_TEXT_HEADERS: dict[str, Callable[[Path], TextHeaderFile]] = {
-    ".nrrd": open_nrrd,
-    ".nhdr": open_nrrd,
-    ".mha": open_metaimage,
-    ".mhd": open_metaimage,
-}
-VOLUME_ENDINGS = (*NIFTI_ENDINGS, *_TEXT_HEADERS)
+PAIR_ENDINGS = (".hdr.gz", ".hdr")  # with the voxels in an .img of the same name
+ITK_ENDINGS = (".nrrd", ".nhdr", ".mha", ".mhd")
+VOLUME_ENDINGS = (*NIFTI_ENDINGS, *PAIR_ENDINGS, *ITK_ENDINGS)
 ARCHIVE_ENDINGS = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".7z", ".rar")
 
 
@@ -30,13 +24,13 @@ class VolumeFile(Protocol):
     """A file with one 3D volume, its header read, its voxels not."""
 
     @property
-    def path(self) -> Path: ...
-
-    @property
     def shape(self) -> tuple[int, int, int]: ...
 
-    def grid(self, notes: Notes, *, what: str, spacing: Triple | None = None, trust_header: bool = False) -> Grid:
+    def grid(self, notes: CaseLog, *, what: str, spacing: Triple | None = None, trust_header: bool = False) -> Grid:
         """Where the voxels lie; see `NiftiFile.grid`."""
+
+    def other_grids(self, what: str) -> Sequence[Grid]:
+        """Where the voxels lie by other entries of the header, which other programs believe."""
 
     def read(self) -> NDArray[Any]:
         """The values, shape (i, j, k), exactly."""
@@ -58,8 +52,8 @@ def open_volume(path: Path) -> VolumeFile:
         CaseError: the file is missing, damaged, of another format, or no single 3D volume of numbers.
     """
     ending = ending_of(path)
-    if ending in _TEXT_HEADERS:
-        return _TEXT_HEADERS[ending](path)
+    if ending in ITK_ENDINGS:
+        return open_itk(path)
     if ending in ARCHIVE_ENDINGS:
         raise CaseError("the file is an archive; unpack it first")
     return open_nifti(path)
@@ -71,7 +65,13 @@ def files_of(path: Path) -> list[Path]:
     Raises:
         CaseError: as `open_volume`, for formats that may name another file.
     """
-    if ending_of(path) not in (".nhdr", ".mhd"):
+    ending = ending_of(path)
+    if ending in PAIR_ENDINGS:
+        data = paired_file(path)
+        if not data.exists():
+            raise CaseError("the .img file with the header's voxels is not there; put both into one folder", file=path)
+        return [path, data]
+    if ending not in (".nhdr", ".mhd"):
         return [path]
-    data = _TEXT_HEADERS[ending_of(path)](path).data
+    data = open_itk(path).data
     return [path] if data == path else [path, data]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
@@ -11,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nnunet_godc.conversion.formats import VolumeFile
-from nnunet_godc.conversion.problems import CaseError, Notes
+from nnunet_godc.conversion.problems import CaseError, CaseLog
 
 WHOLE = 1e-3  # how far a stored label may lie from a whole number: 0.9999997 is a rounding, 0.5 is an interpolation
 
@@ -19,7 +20,7 @@ LabelArray = NDArray[np.uint8]
 
 
 @dataclass(frozen=True)
-class LabelRules:
+class LabelMap:
     """What becomes of a mask's values.
 
     Attributes:
@@ -28,7 +29,7 @@ class LabelRules:
         stray: values that are known to occur without a meaning: they become background, and a repair is noted.
         segments: patterns of segment or structure names (shell's * and ?, case ignored) to value in the dataset. The
             first that fits counts; a segment that none fits is left out, with a warning, unless none fits at all.
-            Where a file names its segments, these count instead of `values`.
+            Where a file names its segments, these count instead of `values`, but for names that are numbers.
         region_of: names of regions to the values that they unite, for nnU-Net's region-based training; empty without.
     """
 
@@ -44,7 +45,7 @@ class LabelRules:
         return {**dict.fromkeys(self.stray, 0), **values, 0: 0}
 
 
-def read_label(file: VolumeFile, rules: LabelRules, notes: Notes) -> LabelArray:
+def read_label(file: VolumeFile, rules: LabelMap, notes: CaseLog) -> LabelArray:
     """A mask's voxels as the dataset's label values, uint8, shape (i, j, k).
 
     Raises:
@@ -58,11 +59,12 @@ def read_label(file: VolumeFile, rules: LabelRules, notes: Notes) -> LabelArray:
         stored[:, :, where] = whole
     if rounded:
         notes.repairs.append(f"{rounded} label values that were within {WHOLE} of a whole number rounded")
-    return mapped(stored, rules, notes, segments=getattr(file, "segments", {}))
+    segments = {segment.value: segment.name for segment in getattr(file, "segments", ())}
+    return remap_labels(stored, rules, notes, segments=segments)
 
 
-def mapped(
-    stored: LabelArray, rules: LabelRules, notes: Notes, *, segments: Mapping[int, str] | None = None
+def remap_labels(
+    stored: LabelArray, rules: LabelMap, notes: CaseLog, *, segments: Mapping[int, str] | None = None
 ) -> LabelArray:
     """`stored` with a file's values replaced by the dataset's; changed in place.
 
@@ -78,7 +80,7 @@ def mapped(
     if unknown:
         raise CaseError(
             f"the label holds values that nothing explains: {_listed(unknown)}; known are {sorted(table)}. "
-            "Mend the mask, or map them (option --label-map where the collection has it)"
+            "Fix the mask, or map them (option --label-map where the collection has it)"
         )
     dropped = {value: count for value, count in counts.items() if value in rules.stray and table[value] == 0}
     if dropped:
@@ -92,27 +94,41 @@ def mapped(
     return stored
 
 
-def united(masks: Mapping[str, NDArray[np.bool_]], rules: LabelRules, notes: Notes) -> LabelArray:
-    """Named masks of one case as one label array; where several lie on a voxel, the highest value wins.
+def merge_masks(
+    masks: Mapping[str, NDArray[np.bool_]], shape: tuple[int, int, int], rules: LabelMap, notes: CaseLog
+) -> LabelArray:
+    """Named masks of one case, each of `shape`, as one label array; where several overlap, the highest value wins.
 
     Raises:
         CaseError: none of the names fits the rules.
     """
-    fitting = _fitting(masks, rules, notes)
-    # A mask may be drawn when it is asked for, at some cost: only those that count are, and each once.
-    wanted = sorted((value, name) for name, value in fitting.items() if value) or [(0, next(iter(masks)))]
-    label: LabelArray | None = None
+    label = np.zeros(shape, dtype=np.uint8, order="F")
     overlap = 0
-    for value, name in wanted:
+    # A mask may be drawn when it is asked for, at some cost: only those that count are, and each once.
+    for value, name in sorted((value, name) for name, value in _fitting(masks, rules, notes).items() if value):
         mask = masks[name]
-        if label is None:
-            label = np.zeros(mask.shape, dtype=np.uint8, order="F")
+        if not mask.any():
+            notes.warn_once(f"the mask of {name} is empty")
         overlap += int(np.count_nonzero((label != 0) & (label != value) & mask))
         label[mask] = value
-    assert label is not None
     if overlap:
         notes.warnings.append(f"segments overlap on {overlap} voxels: the label with the higher value was kept there")
     return label
+
+
+def read_mask(file: VolumeFile) -> LabelArray:
+    """A mask that has a file for itself: 1 where its only value but 0 is.
+
+    Raises:
+        CaseError: values that are no whole numbers, or several of them.
+    """
+    stored = np.empty(file.shape, dtype=np.uint8, order="F")
+    for where, slab in file.slabs():
+        stored[:, :, where] = _whole_numbers(slab)[0]
+    values = sorted(count_values(stored).keys() - {0})
+    if len(values) > 1:
+        raise CaseError(f"a mask of one label holds several values ({values[:8]}); give it as the case's only mask")
+    return np.minimum(stored, 1, out=stored)
 
 
 def count_values(label: LabelArray) -> dict[int, int]:
@@ -139,7 +155,7 @@ def _whole_numbers(values: NDArray[Any]) -> tuple[LabelArray, int]:
         broken = int(np.count_nonzero(~(apart <= WHOLE)))
         if broken:
             raise CaseError(
-                f"the label holds {broken} voxels or more that are no whole numbers; it was interpolated: mend the mask"
+                f"the label holds {broken} voxels or more that are no whole numbers; it was interpolated: fix the mask"
             )
         rounded = int(np.count_nonzero(apart))
     else:
@@ -150,7 +166,7 @@ def _whole_numbers(values: NDArray[Any]) -> tuple[LabelArray, int]:
     return whole.astype(np.uint8, copy=False), rounded
 
 
-def _fitting(names: Iterable[str], rules: LabelRules, notes: Notes) -> dict[str, int]:
+def _fitting(names: Iterable[str], rules: LabelMap, notes: CaseLog) -> dict[str, int]:
     """The value in the dataset of every segment that fits a pattern; the others are warned of.
 
     Raises:
@@ -167,9 +183,18 @@ def _fitting(names: Iterable[str], rules: LabelRules, notes: Notes) -> dict[str,
     return fitting
 
 
-def _value_of_segment(name: str, rules: LabelRules) -> int | None:
-    folded = name.strip().casefold()
-    return next((value for pattern, value in rules.segments if fnmatchcase(folded, pattern.casefold())), None)
+def _value_of_segment(name: str, rules: LabelMap) -> int | None:
+    folded = _folded(name)
+    for pattern, value in rules.segments:
+        # Brackets are part of many names, such as "GTV [1]", not the shell's.
+        if fnmatchcase(folded, _folded(pattern).replace("[", "[[]")):
+            return value
+    return (rules.values or {}).get(int(folded)) if folded.isdecimal() else None
+
+
+def _folded(name: str) -> str:
+    """Without regard to capitals, and to whether an accent is a character of its own, as macOS has it."""
+    return unicodedata.normalize("NFC", name).strip().casefold()
 
 
 def _names(names: Iterable[str]) -> str:

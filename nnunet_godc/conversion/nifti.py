@@ -21,8 +21,8 @@ from isal import igzip, igzip_lib, isal_zlib
 from nibabel.spatialimages import HeaderDataError
 from numpy.typing import NDArray
 
-from nnunet_godc.conversion.grid import Grid, Triple, grid_from_affine, is_unfilled
-from nnunet_godc.conversion.problems import CaseError, Notes, UnknownGeometryError
+from nnunet_godc.conversion.geometry import Grid, Triple, grid_from_affine, is_default_affine
+from nnunet_godc.conversion.problems import CaseError, CaseLog, UnknownGeometryError
 
 # What DEFLATE can shrink at most (a run of zeros): a header that claims more than this is broken.
 MOST_COMPRESSED = 1032
@@ -33,6 +33,7 @@ DEFAULT_COMPRESSION = 1
 
 # Bytes of a NIfTI-1 header that say where the voxels lie: pixdim, then from qform_code to srow_z.
 _GEOMETRY_BYTES = (slice(76, 108), slice(252, 328))
+PLAUSIBLE_MM = (0.01, 50.0)  # along an axis of a voxel, from micro-CT to coarse PET
 _TO_MM = {0: 1.0, 1: 1000.0, 2: 1.0, 3: 0.001}  # xyzt_units: unknown, metre, millimetre, micrometre
 # What reading a damaged file raises; ISA-L's bindings type their exception wrongly.
 _ISAL_ERROR: Any = igzip_lib.IsalError
@@ -45,7 +46,8 @@ class NiftiFile:
     """A file whose header was read and found to fit its size.
 
     Attributes:
-        path: a single file (.nii or .nii.gz); what is compressed is told by its first bytes, not by its name.
+        path: the file with the header; what is compressed is told by its first bytes, not by its name.
+        data: the file with the voxels: the same one, or the .img of a pair.
         header: nibabel's, NIfTI-1 or NIfTI-2.
         header_bytes: the header as it stands in the file.
         shape: voxels along i, j, k.
@@ -54,6 +56,7 @@ class NiftiFile:
     """
 
     path: Path
+    data: Path
     header: Any
     header_bytes: bytes
     shape: tuple[int, int, int]
@@ -68,7 +71,7 @@ class NiftiFile:
             return 1.0, 0.0
         return slope, intercept if math.isfinite(intercept) else 0.0
 
-    def grid(self, notes: Notes, *, what: str, spacing: Triple | None = None, trust_header: bool = False) -> Grid:
+    def grid(self, notes: CaseLog, *, what: str, spacing: Triple | None = None, trust_header: bool = False) -> Grid:
         """Where the voxels lie, by sform, else by qform.
 
         Args:
@@ -83,7 +86,7 @@ class NiftiFile:
             CaseError: what the header says cannot be.
         """
         affine = self._lps_affine(notes, what)
-        known = affine is not None and not is_unfilled(affine)
+        known = affine is not None and not is_default_affine(affine)
         if not known and spacing is None and not trust_header:
             raise UnknownGeometryError(
                 f"the {what}'s header "
@@ -103,12 +106,12 @@ class NiftiFile:
             )
         return grid
 
-    def _lps_affine(self, notes: Notes, what: str) -> NDArray[np.float64] | None:
+    def _lps_affine(self, notes: CaseLog, what: str) -> NDArray[np.float64] | None:
         units = _TO_MM.get(int(self.header["xyzt_units"]) & 7, 1.0)
         sform = qform = None
         if self.header["sform_code"] > 0:
             sform = self.header.get_sform().astype(np.float64)
-            if not np.isfinite(sform).all() or abs(np.linalg.det(sform[:3, :3])) < 1e-9:
+            if not np.isfinite(sform).all() or abs(np.linalg.det(sform[:3, :3])) < 1e-18:
                 sform = None
         if self.header["qform_code"] > 0:
             try:
@@ -117,7 +120,7 @@ class NiftiFile:
                 qform = None
         if self.header["sform_code"] > 0 and sform is None:
             if qform is None:
-                raise CaseError(f"the {what}'s sform is no affine matrix and it has no qform; mend its header")
+                raise CaseError(f"the {what}'s sform is no affine matrix and it has no qform; fix its header")
             notes.repairs.append(f"the {what}'s sform is no affine matrix: qform used")
         chosen = sform if sform is not None else qform
         if chosen is None:
@@ -128,10 +131,34 @@ class NiftiFile:
             if apart > 0.5 * min(np.linalg.norm(chosen[:3, :3], axis=0)):
                 notes.warnings.append(f"the {what}'s sform and qform are up to {apart:.3g} mm apart: sform used")
         chosen = chosen.copy()
-        if units != 1.0:
-            chosen[:3] *= units
-            notes.repairs.append(f"the {what}'s header counts in units of {units:g} mm: converted to mm")
+        if self._units != 1.0:
+            chosen[:3] *= self._units
+            notes.repairs.append(f"the {what}'s header counts in units of {self._units:g} mm: converted to mm")
+        elif units != 1.0:
+            notes.warnings.append(
+                f"the {what}'s header counts in units of {units:g} mm, by which its voxels could not be: taken as mm"
+            )
         return np.asarray(_RAS_TO_LPS @ chosen)
+
+    @property
+    def _units(self) -> float:
+        """Millimetres of the header's unit, as far as that can be: some programs write micrometres and mean mm."""
+        units = _TO_MM.get(int(self.header["xyzt_units"]) & 7, 1.0)
+        low, high = PLAUSIBLE_MM
+        sizes = np.abs(self.header["pixdim"][1:4].astype(np.float64))
+        fits = [low <= min(sizes * unit) and max(sizes * unit) <= high for unit in (units, 1.0)]
+        return 1.0 if fits == [False, True] else units
+
+    def other_grids(self, what: str) -> list[Grid]:
+        """Where the voxels lie by qform, where there is a sform as well: ITK and nibabel differ in which they take."""
+        if self.header["qform_code"] <= 0 or self.header["sform_code"] <= 0:
+            return []
+        try:
+            affine = _RAS_TO_LPS @ self.header.get_qform().astype(np.float64)
+            affine[:3] *= self._units
+            return [grid_from_affine(self.shape, affine, CaseLog(), what=what)]
+        except (HeaderDataError, ValueError, np.linalg.LinAlgError, CaseError):
+            return []
 
     def forms_agree(self, expected: bytes) -> bool:
         """Whether sform and qform, as far as they are there, both say what the NIfTI-1 header `expected` says."""
@@ -185,7 +212,7 @@ class NiftiFile:
                     left += count
                 _check_rest(left)
         except READ_ERRORS as error:
-            raise CaseError("the file is damaged: it ends early or does not decompress; fetch it again") from error
+            raise CaseError("the file is damaged: it ends early or does not decompress; download it again") from error
 
     def read(self) -> NDArray[Any]:
         """The values, (i, j, k), in the smallest type that holds every one of them exactly.
@@ -198,8 +225,8 @@ class NiftiFile:
         slope, intercept = self.slope_and_intercept
         if (slope, intercept) == (1.0, 0.0):
             if not self.compressed:
-                _check_rest(self.path.stat().st_size - self._offset - math.prod(self.shape) * self.dtype.itemsize)
-                return np.memmap(self.path, self.dtype, "r", self._offset, self.shape, order="F")
+                _check_rest(self.data.stat().st_size - self._offset - math.prod(self.shape) * self.dtype.itemsize)
+                return np.memmap(self.data, self.dtype, "r", self._offset, self.shape, order="F")
             return self._filled(self.dtype.newbyteorder("="))
         limits = np.iinfo(self.dtype) if self.dtype.kind in "iu" else None
         if limits is not None and slope.is_integer() and intercept.is_integer():
@@ -216,11 +243,13 @@ class NiftiFile:
 
     @property
     def _offset(self) -> int:
+        if self.data != self.path:
+            return int(self.header["vox_offset"])
         # Some files say 0 where the voxels follow the header all the same.
         return int(self.header["vox_offset"]) or len(self.header_bytes) + 4
 
     def _voxels_stream(self) -> IO[bytes]:
-        stream: IO[bytes] = igzip.open(self.path, "rb") if self.compressed else self.path.open("rb")
+        stream: IO[bytes] = igzip.open(self.data, "rb") if self.compressed else self.data.open("rb")
         _skip(stream, self._offset)
         return stream
 
@@ -231,34 +260,46 @@ def open_nifti(path: Path) -> NiftiFile:
     Raises:
         CaseError: not a NIfTI file, not one 3D volume of numbers, or shorter than its header says.
     """
+    is_pair = path.name.lower().endswith((".hdr", ".hdr.gz"))
     try:
-        with path.open("rb") as file:
-            compressed = file.read(2) == b"\x1f\x8b"
-        with igzip.open(path, "rb") if compressed else path.open("rb") as stream:
+        with igzip.open(path, "rb") if _is_gzip(path) else path.open("rb") as stream:
             start = stream.read(540)
     except READ_ERRORS as error:
         raise CaseError("the file cannot be read: it is missing, empty, damaged or not permitted") from error
-    header, header_bytes = _parse_header(start)
+    header, header_bytes = _parse_header(start, is_pair=is_pair)
+    data = paired_file(path) if is_pair else path
+    compressed, size = _is_gzip(data), data.stat().st_size
     if not math.isfinite(header["vox_offset"]):
-        raise CaseError("the NIfTI header is damaged: it does not say where the voxels begin; fetch the file again")
+        raise CaseError("the NIfTI header is damaged: it does not say where the voxels begin; download the file again")
     shape = _three_dimensions(header)
     dtype = _number_type(header)
-    opened = NiftiFile(path, header, header_bytes, shape, dtype, compressed)
-    if opened._offset < len(header_bytes) + 4:
-        raise CaseError("the NIfTI header is damaged: it says that the voxels lie in it; fetch the file again")
+    opened = NiftiFile(path, data, header, header_bytes, shape, dtype, compressed)
+    if opened._offset < (0 if is_pair else len(header_bytes) + 4):
+        raise CaseError("the NIfTI header is damaged: it says that the voxels lie in it; download the file again")
     needed = opened._offset + math.prod(shape) * dtype.itemsize
-    size = path.stat().st_size
     if needed > (size * MOST_COMPRESSED if compressed else size):
         raise CaseError(
-            f"the file is damaged: its header asks for {needed} bytes, more than it can hold; fetch it again"
+            f"the file is damaged: its header asks for {needed} bytes, more than it can hold; download it again"
         )
     return opened
+
+
+def paired_file(header: Path) -> Path:
+    """The .img that belongs to a .hdr, whether there is one or not."""
+    stem = header.name[: header.name.lower().rindex(".hdr")]
+    named = [header.with_name(stem + ending) for ending in (".img", ".img.gz", ".IMG")]
+    return next((path for path in named if path.exists()), named[0])
+
+
+def _is_gzip(path: Path) -> bool:
+    with path.open("rb") as file:
+        return file.read(2) == b"\x1f\x8b"
 
 
 def _check_rest(count: int) -> None:
     """Raises CaseError for bytes after the voxels: the header may have lost some slices."""
     if count > PADDING:
-        raise CaseError("the file is damaged: it holds more voxels than its header asks for; fetch it again")
+        raise CaseError("the file is damaged: it holds more voxels than its header asks for; download it again")
 
 
 def smallest_integers(values: NDArray[np.int32]) -> NDArray[Any]:
@@ -268,14 +309,19 @@ def smallest_integers(values: NDArray[np.int32]) -> NDArray[Any]:
     return values
 
 
-def _parse_header(start: bytes) -> tuple[Any, bytes]:
-    if start[344:348] == b"n+1\0":
+def _parse_header(start: bytes, *, is_pair: bool) -> tuple[Any, bytes]:
+    if start[344:348] == (b"ni1\0" if is_pair else b"n+1\0"):
         header: Any = nibabel.Nifti1Header(start[:348], check=False)
         return header, start[:348]
-    if start[4:8] == b"n+2\0" and len(start) == 540:
+    if start[4:8] == (b"ni2\0" if is_pair else b"n+2\0") and len(start) == 540:
         header = nibabel.Nifti2Header(start, check=False)
         return header, start
-    raise CaseError("the file is empty, cut off or no NIfTI file of one part; fetch it again, or convert it to .nii.gz")
+    if is_pair and len(start) >= 348 and start[344:348] == b"\0\0\0\0":
+        raise CaseError(
+            "the file is an Analyze 7.5 header, which does not tell left from right; convert it to NIfTI with the "
+            "program that wrote it"
+        )
+    raise CaseError("the file is empty, cut off or not a NIfTI file; download it again, or convert it to .nii.gz")
 
 
 def _three_dimensions(header: Any) -> tuple[int, int, int]:
@@ -292,10 +338,10 @@ def _number_type(header: Any) -> np.dtype[Any]:
     try:
         dtype: np.dtype[Any] = header.get_data_dtype()
     except (HeaderDataError, KeyError, ValueError) as error:
-        raise CaseError("the NIfTI header names no known type of voxels; fetch the file again") from error
+        raise CaseError("the NIfTI header names no known type of voxels; download the file again") from error
     if int(header["bitpix"]) not in (0, 8 * dtype.itemsize):
         raise CaseError(
-            "the NIfTI header is damaged: its type of voxels and their number of bits disagree; fetch it again"
+            "the NIfTI header is damaged: its type of voxels and their number of bits disagree; download it again"
         )
     if dtype.kind not in "iuf" or dtype.itemsize > 8:
         raise CaseError(

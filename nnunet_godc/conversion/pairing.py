@@ -5,22 +5,29 @@ from __future__ import annotations
 import csv
 import os
 import re
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+import unicodedata
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+from nnunet_godc.conversion.case import NamedMasks, SeriesChoice
 from nnunet_godc.conversion.case_tables import case_name
 from nnunet_godc.conversion.collection import check_case_name
-from nnunet_godc.conversion.dicom import is_dicom
+from nnunet_godc.conversion.dicom.series import is_dicom, patient_of
 from nnunet_godc.conversion.files import is_hidden, visible_files
 from nnunet_godc.conversion.formats import VOLUME_ENDINGS, ending_of
+from nnunet_godc.conversion.problems import Problem
 from nnunet_godc.errors import UserError
 from nnunet_godc.replacing import replacing
 from nnunet_godc.tables import read_table
 
-PLACEHOLDER = re.compile(r"\{(case|patient)\}|\*\*/|\*|\?")
+PLACEHOLDER = re.compile(r"\{(case|patient|label)\}|\*\*/|\*|\?")
+TOLD = 5  # paths in a message
 KEY_COLUMNS = ("case", "patient", "part", "image", "mask")
-Fitting = dict[str, list[tuple[Path, str]]]  # by {case}: paths, each with its {patient}
+Fitting = dict[str, list[tuple[Path, str, str]]]  # by {case}: paths, each with its {patient} and its {label}
+YES, NO = ("yes", "y", "true", "1", "x", "test"), ("no", "n", "false", "0", "train")
+# What anonymisers put in the place of a PatientID.
+NOBODY = ("", "anonymous", "anonymized", "anonymised", "anonym", "anon", "unknown", "none", "patient", "test")
 
 
 @dataclass(frozen=True)
@@ -30,9 +37,11 @@ class Pair:
     Attributes:
         image: a volume file or a folder with a DICOM series.
         mask: a volume file, DICOM-SEG or RTSTRUCT, or a folder with one; None where a test case has none.
+        masks: in its place, the masks of several labels: name and file.
         patient: what tells the patient, in the collection's own words; an empty string where nothing does.
         name: the case's name, where the user gives one.
         test: True or False where the user says so, else None.
+        series: which of several DICOM series, where the user says so.
     """
 
     image: Path
@@ -40,15 +49,20 @@ class Pair:
     patient: str = ""
     name: str = ""
     test: bool | None = None
+    masks: NamedMasks = ()
+    series: SeriesChoice | None = None
 
 
-def pairs_by_pattern(root: Path, image_pattern: str, mask_pattern: str) -> tuple[list[Pair], list[str]]:
+def pairs_by_pattern(root: Path, image_pattern: str, mask_pattern: str) -> tuple[list[Pair], list[Problem]]:
     """Images and masks whose paths fit the patterns with the same ``{case}``, and a problem for those that stay alone.
 
     A pattern is a path below `root` without the file's ending: ``{case}`` stands for a part of a name, ``{patient}``
     too, ``*`` and ``?`` as in a shell, ``**/`` for folders. ``images/{case}`` fits images/017.nii.gz, images/017.nrrd,
-    and the folder images/017 with a DICOM series in it or below it. What both patterns fit belongs to the one that says
-    more of it: of 017.nii and 017_mask.nii, ``{case}_mask`` takes the second, though ``{case}`` fits it too.
+    and the folder images/017 with a DICOM series in it or below it. With ``{label}`` in the mask's pattern, a case has
+    a mask for every label: ``masks/{case}/{label}`` fits masks/017/liver.nii.gz and masks/017/tumour.nii.gz.
+
+    What both patterns fit belongs to the one that says more of it: of 017.nii and 017_mask.nii, ``{case}_mask`` takes
+    the second, though ``{case}`` fits it too.
 
     Raises:
         UserError: a pattern without ``{case}``, or that fits nothing.
@@ -65,48 +79,117 @@ def pairs_by_pattern(root: Path, image_pattern: str, mask_pattern: str) -> tuple
         images = _without(images, masks)
     elif _said(image_pattern) > _said(mask_pattern):
         masks = _without(masks, images)
+    several = "{label}" in mask_pattern
     problems = []
-    alone = len(images.keys() - masks.keys())
-    if alone:
-        problems.append(f"{alone} images have no mask; --key-file lists them")
-    alone = len(masks.keys() - images.keys())
-    if alone:
-        problems.append(f"{alone} masks have no image; mend the patterns, or move them away")
-    twice = sum(len(paths) > 1 for paths in (*images.values(), *masks.values()))
-    if twice:
-        problems.append(f"{twice} cases fit a pattern several times; make the patterns narrower")
+
+    def tell(cases: Collection[str], fitting: Fitting, sentence: str) -> None:
+        if cases:
+            paths = [_relative(fitting[case][0][0], root) for case in sorted(cases, key=_natural)]
+            shown = ", ".join(paths[:TOLD]) + (f" and {len(paths) - TOLD} more" if len(paths) > TOLD else "")
+            problems.append(Problem(f"{len(cases)} {sentence}", shown))
+
+    tell(images.keys() - masks.keys(), images, "images have no mask; name it, or move the image away")
+    tell(masks.keys() - images.keys(), masks, "masks have no image; fix the patterns, or move them away")
+    twice = "cases fit a pattern several times; make the patterns narrower"
+    twice_images = {case for case, found in images.items() if len(found) > 1}
+    twice_masks = {case for case, found in masks.items() if len({label for _, _, label in found}) < len(found)}
+    tell(twice_images, images, twice)
+    tell(twice_masks - twice_images, masks, twice)
     pairs = [
-        Pair(images[case][0][0], masks[case][0][0], patient=images[case][0][1])
-        for case in sorted(images.keys() & masks.keys(), key=_natural)
-        if len(images[case]) == len(masks[case]) == 1
+        Pair(
+            images[case][0][0],
+            None if several else masks[case][0][0],
+            patient=images[case][0][1],
+            masks=tuple((label, path) for path, _, label in masks[case]) if several else (),
+        )
+        for case in sorted((images.keys() & masks.keys()) - twice_images - twice_masks, key=_natural)
     ]
     return pairs, problems
 
 
-def pairs_by_table(root: Path, table: Path) -> tuple[list[Pair], list[str]]:
-    """Images and masks that a CSV names: columns image, mask, and as one likes case, patient, part (train or test).
+def pairs_by_table(root: Path, table: Path) -> tuple[list[Pair], list[Problem]]:
+    """Images and masks that a CSV names: columns image, mask, and as one likes case, patient, series, test.
 
-    Paths are relative to `root`, or absolute.
+    Paths are relative to `root`, or absolute. A mask may be a folder with a file for every label. In the place of test
+    (yes or no), part may say train or test.
 
     Raises:
         UserError: the table is no such table.
     """
     pairs, problems = [], []
-    for row in read_table(table, required=("image",), optional=("mask", "case", "patient", "part")):
+    for row in read_table(table, required=("image",), optional=("mask", "case", "patient", "series", "test", "part")):
         part = row["part"].lower()
         if part not in ("", "train", "test"):
             raise UserError(f"{row.where}: part is {row['part']!r}; it is train or test")
-        image = root / row["image"]
-        mask = root / row["mask"] if row["mask"] else None
+        says = row["test"].lower()
+        if says not in ("", *YES, *NO):
+            raise UserError(f"{row.where}: test is {row['test']!r}; it is yes or no")
+        if part and says and (part == "test") != (says in YES):
+            raise UserError(f"{row.where}: test and part contradict each other; take one of the columns out")
+        try:
+            series = series_choice(row["series"]) if row["series"] else None
+        except ValueError as error:
+            raise UserError(f"{row.where}: {error}") from None
+        test = None if not part and not says else part == "test" or says in YES
+        image = _existing(root / row["image"])
+        mask = _existing(root / row["mask"]) if row["mask"] else None
         where = f"{table.name}, line {row.line}"
-        if mask is None and part != "test":
-            problems.append(f"{where}: there is no mask, and part is not test")
+        named = ", ".join(filter(None, (row["image"], row["mask"])))
+        if mask is None and not test:
+            problems.append(Problem(f"{where}: there is no mask, and it is not said to be for testing", named))
         elif missing := [what for what, path in (("image", image), ("mask", mask)) if path and not path.exists()]:
-            problems.append(f"{where}: the {' and the '.join(missing)} does not exist")
+            problems.append(Problem(f"{where}: the {' and the '.join(missing)} does not exist", named))
         else:
-            test = None if not part else part == "test"
-            pairs.append(Pair(image, mask, row["patient"], case_name(row) if row["case"] else "", test))
+            name = case_name(row) if row["case"] else ""
+            pairs.append(Pair(image, mask, row["patient"], name, test, series=series))
     return pairs, problems
+
+
+def series_choice(text: str) -> SeriesChoice:
+    """``only``, ``largest`` or a series number. Raises ValueError for anything else."""
+    if text == "only":
+        return "only"
+    if text == "largest":
+        return "largest"
+    try:
+        return int(text)
+    except ValueError:
+        raise ValueError(f"{text!r} is not only, largest or a series number") from None
+
+
+def with_patients(pairs: Sequence[Pair]) -> tuple[list[Pair], str]:
+    """The pairs with the patients that DICOM images name, where nobody else does; and what there is to say of it.
+
+    PatientIDs stay in memory. Those that a whole collection shares, or that anonymisers write, tell nobody apart.
+    """
+    named = [pair.patient or (patient_of(pair.image) if _is_dicom(pair.image) else "") for pair in pairs]
+    found = [name for pair, name in zip(pairs, named, strict=True) if name and not pair.patient]
+    if not found:
+        return list(pairs), ""
+    if len(found) > 2 and len(set(found)) == 1:
+        return list(pairs), "all DICOM scans name the same PatientID, so that it tells nothing of patients"
+    told = f"patients of {len(found)} DICOM scans told apart by their PatientID: {len(set(found))} patients"
+    # Apart from names that a user gives.
+    marked = [
+        pair.patient or (f"\0{name}" if name.casefold() not in NOBODY else "")
+        for pair, name in zip(pairs, named, strict=True)
+    ]
+    return [replace(pair, patient=patient) for pair, patient in zip(pairs, marked, strict=True)], told
+
+
+def _is_dicom(path: Path) -> bool:
+    return path.is_dir() or ending_of(path) not in VOLUME_ENDINGS
+
+
+def _existing(path: Path) -> Path:
+    """The path with its accents as one character or as two, whichever is there: macOS and others differ."""
+    if path.exists():
+        return path
+    found = Path(path.anchor)
+    for part in path.relative_to(path.anchor).parts:
+        forms = [part, *(unicodedata.normalize(form, part) for form in ("NFC", "NFD"))]
+        found = next((found / form for form in forms if (found / form).exists()), found / part)
+    return found
 
 
 def new_names(pairs: Sequence[Pair], prefix: str, keys: Mapping[str, str], root: Path) -> list[str]:
@@ -162,6 +245,7 @@ def write_keys(
                 absent = dict(earlier or {})
                 for name, patient, test, pair in pairs:
                     image, mask = _relative(pair.image, root), _relative(pair.mask, root) if pair.mask else ""
+                    mask = mask or " ".join(_relative(path, root) for _, path in pair.masks)
                     absent.pop(image, None)
                     writer.writerow([name, patient, "test" if test else "train", image, mask])
                 writer.writerows([name, "", "", image, ""] for image, name in absent.items())
@@ -209,12 +293,13 @@ def _fitting(candidates: Mapping[str, Path], pattern: str, option: str) -> Fitti
         else:
             expression += {"**/": "(?:.+/)?", "*": "[^/]*", "?": "[^/]"}[match[0]]
         end = match.end()
-    compiled = re.compile(expression + re.escape(pattern[end:]))
+    compiled = re.compile(unicodedata.normalize("NFC", expression + re.escape(pattern[end:])))
     fitting: Fitting = {}
     for name, path in sorted(candidates.items()):
-        if fits := compiled.fullmatch(name):
+        if fits := compiled.fullmatch(unicodedata.normalize("NFC", name)):
             groups = fits.groupdict()
-            fitting.setdefault(groups["case"], []).append((path, groups.get("patient") or ""))
+            found = (path, groups.get("patient") or "", groups.get("label") or "")
+            fitting.setdefault(groups["case"], []).append(found)
     return fitting
 
 
@@ -224,7 +309,7 @@ def _said(pattern: str) -> int:
 
 
 def _without(fitting: Fitting, taken: Fitting) -> Fitting:
-    elsewhere = {path for paths in taken.values() for path, _ in paths}
+    elsewhere = {path for paths in taken.values() for path, _, _ in paths}
     left = {case: [found for found in paths if found[0] not in elsewhere] for case, paths in fitting.items()}
     return {case: paths for case, paths in left.items() if paths}
 

@@ -15,9 +15,9 @@ from PIL import Image, ImageDraw, ImageFilter, ImageFont
 from nnunet_godc.conversion.description import IGNORED, Description, read_description
 from nnunet_godc.conversion.files import is_hidden
 from nnunet_godc.conversion.formats import VolumeFile, open_volume
-from nnunet_godc.conversion.grid import Grid, Volume
-from nnunet_godc.conversion.labels import LabelRules, count_values, read_label
-from nnunet_godc.conversion.problems import CaseError, Notes
+from nnunet_godc.conversion.geometry import Grid, Volume
+from nnunet_godc.conversion.labels import LabelMap, count_values, read_label
+from nnunet_godc.conversion.problems import CaseError, CaseLog
 from nnunet_godc.conversion_record import RECORD, read_record
 from nnunet_godc.errors import UserError
 from nnunet_godc.replacing import replacing
@@ -79,7 +79,7 @@ class _Style:
 
     labels: dict[str, tuple[int, ...]]
     focus: str
-    rules: LabelRules
+    rules: LabelMap
     is_ct: bool
 
     @property
@@ -143,7 +143,7 @@ def _style(description: Description) -> _Style:
     focus = named[0] if named else max(labels, key=lambda name: min(labels[name]))
     # A wide region first, or it would be drawn over the narrow ones inside it.
     order = sorted(labels, key=lambda name: (name == focus, -len(labels[name])))
-    rules = LabelRules(names={value: str(value) for value in description.values - {0}})
+    rules = LabelMap(names={value: str(value) for value in description.values - {0}})
     return _Style({name: labels[name] for name in order}, focus, rules, description.channel == "CT")
 
 
@@ -170,8 +170,8 @@ def _tile(name: str, image_path: Path, label_path: Path, style: _Style, warnings
     image, label_file = open_volume(image_path), open_volume(label_path)
     if image.shape != label_file.shape:
         raise CaseError(f"the image has {image.shape} voxels and the label {label_file.shape}")
-    grid = image.grid(Notes(), what="image", trust_header=True)
-    label = Volume(read_label(label_file, style.rules, Notes()), grid).turned("LPS")
+    grid = image.grid(CaseLog(), what="image", trust_header=True)
+    label = Volume(read_label(label_file, style.rules, CaseLog()), grid).reoriented("LPS")
     counts = np.zeros((label.grid.shape[2], 256), dtype=np.int64)
     for k in range(label.grid.shape[2]):
         for value, count in count_values(label.voxels[:, :, k : k + 1]).items():
@@ -194,7 +194,7 @@ def _axial(file: VolumeFile, grid: Grid, index: int) -> NDArray[Any]:
 
     Slab by slab: an image of several hundred megabytes is never in memory as a whole.
     """
-    _, order, flips = grid.turned("LPS")
+    _, order, flips = grid.reoriented("LPS")
     across = order[2]
     wanted = range(grid.shape[across])[flips[2]][index]
     parts = []

@@ -19,7 +19,6 @@ from nnunet_godc.tables import read_table, read_text
 Folds = list[dict[str, list[str]]]
 
 SPLITS = "splits_final.json"
-PAPER_TEST_SHARE = 34 / 174  # of the paper's in-house collection: 140 cases to train, 34 to test
 
 
 def draw_folds(patients: Mapping[str, str], *, seed: int, folds: int = 5) -> Folds:

@@ -20,7 +20,7 @@ from pydicom.uid import (
     generate_uid,
 )
 
-from nnunet_godc.conversion.grid import Grid
+from nnunet_godc.conversion.geometry import Grid
 
 IDENTITY = ((1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (0.0, 0.0, 1.0))
 # What a patient is called in the files; no output may hold any of it.

@@ -8,11 +8,11 @@ import pytest
 import SimpleITK
 
 from nnunet_godc.conversion.case import CaseSettings, CaseSource, convert_case, fingerprint, inspect_case
-from nnunet_godc.conversion.grid import Volume, grid_from_affine
-from nnunet_godc.conversion.labels import LabelRules
-from nnunet_godc.conversion.problems import CaseError, Notes, UnknownGeometryError
+from nnunet_godc.conversion.geometry import Volume, grid_from_affine
+from nnunet_godc.conversion.labels import LabelMap
+from nnunet_godc.conversion.problems import CaseError, CaseLog, UnknownGeometryError
 
-SETTINGS = CaseSettings(LabelRules(names={1: "liver", 2: "tumour"}), label_grid="image")
+SETTINGS = CaseSettings(LabelMap(names={1: "liver", 2: "tumour"}), label_grid="image")
 LPS = np.diag([-0.8, -0.8, 2.5, 1.0])
 LPS[:3, 3] = (11.0, 7.0, 30.0)
 RAS = np.diag([0.8, 0.8, 2.5, 1.0])
@@ -97,18 +97,18 @@ def test_extreme_values_survive(source, convert, folder, ct):
 
 
 @pytest.mark.parametrize("ending", [".nii", ".nii.gz"])
-def test_what_fits_already_is_linked(source, convert, folder, ending):
+def test_an_image_that_fits_already_is_linked_where_that_is_asked_for(source, convert, folder, ending):
     case = source(affine=LPS, ending=ending)
-    record = convert(case, file_ending=ending)
+    record = convert(case, file_ending=ending, link=True)
+    assert (record["image"]["written"], record["label"]["written"]) == ("linked", "copied")
     for part, path in (("image", case.image), ("label", case.label)):
-        assert record[part]["written"] == "linked"
-        assert (folder / record[part]["file"]).samefile(path)
+        assert (folder / record[part]["file"]).samefile(path) == (part == "image")
         assert record[part]["sha256"] == hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def test_copies_are_made_where_links_are_not_wanted(source, convert, folder):
+def test_copies_are_made_unless_links_are_asked_for(source, convert, folder):
     case = source(affine=LPS)
-    record = convert(case, file_ending=".nii", link=False)
+    record = convert(case, file_ending=".nii")
     assert record["image"]["written"] == "copied"
     assert not (folder / record["image"]["file"]).samefile(case.image)
     assert (folder / record["image"]["file"]).read_bytes() == case.image.read_bytes()
@@ -119,14 +119,14 @@ def test_copies_are_made_where_links_are_not_possible(source, convert, folder, m
         raise OSError(18, "Invalid cross-device link")
 
     monkeypatch.setattr(os, "link", cross_device)
-    record = convert(source(affine=LPS), file_ending=".nii")
+    record = convert(source(affine=LPS), file_ending=".nii", link=True)
     assert record["image"]["written"] == "copied"
     assert files(folder) == ["imagesTr/case_0000.nii", "labelsTr/case.nii"]
 
 
 def test_a_linked_image_goes_with_a_label_that_is_mended(source, convert, folder, positions, mask):
     case = source(affine=LPS, label_affine=np.eye(4))
-    record = convert(case, file_ending=".nii")
+    record = convert(case, file_ending=".nii", link=True)
     assert (record["image"]["written"], record["label"]["written"]) == ("linked", "encoded")
     read = [SimpleITK.ReadImage(str(folder / record[part]["file"])) for part in ("image", "label")]
     assert read[0].GetOrigin() == read[1].GetOrigin()
@@ -217,18 +217,18 @@ def test_output_does_not_depend_on_where_it_is_written(source, convert, folder, 
     assert {name: (folder / name).read_bytes() for name in files(folder)} == content
 
 
-def test_inspection_reads_headers_alone(source):
+def test_inspection_tells_what_a_label_map_has_to_name(source):
     case = source()
-    assert inspect_case(case, SETTINGS) == "12 x 10 x 6 voxels of 0.8 x 0.8 x 2.5 mm, RAS"
+    assert inspect_case(case, SETTINGS) == "12 x 10 x 6 voxels of 0.8 x 0.8 x 2.5 mm, RAS, values 1 2"
     with pytest.raises(CaseError, match="differ in shape"):
         inspect_case(replace(case, label=source(label=np.zeros((3, 3, 3), dtype=np.uint8)).label), SETTINGS)
 
 
 def test_one_scan_stored_twice_has_one_fingerprint(ct):
     to_lps = np.diag([-1.0, -1.0, 1.0, 1.0])
-    lps = Volume(ct, grid_from_affine(ct.shape, to_lps @ LPS, Notes()))
-    ras = lps.turned("RAS")
-    assert fingerprint(lps) == fingerprint(ras.turned("LPS"))
+    lps = Volume(ct, grid_from_affine(ct.shape, to_lps @ LPS, CaseLog()))
+    ras = lps.reoriented("RAS")
+    assert fingerprint(lps) == fingerprint(ras.reoriented("LPS"))
     assert fingerprint(lps) == fingerprint(Volume(ct.astype(np.float64), lps.grid))
     other = ct.copy()
     other[:, :, 3] += 1

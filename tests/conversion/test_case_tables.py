@@ -1,10 +1,12 @@
 import contextlib
+from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from nnunet_godc.conversion.case_tables import check_known_cases, read_spacings
+from nnunet_godc.conversion.case import CaseSource
+from nnunet_godc.conversion.case_tables import by_case, check_known_cases, read_spacings
 from nnunet_godc.errors import UserError
 
 
@@ -62,3 +64,32 @@ def test_whatever_a_file_holds_a_table_or_one_sentence_comes_of_it(write_table, 
     with contextlib.suppress(UserError):
         spacings = read_spacings(path)
         assert all(size > 0 for sizes in spacings.values() for size in sizes)
+
+
+CASES = [
+    CaseSource("LiTS_028", Path("volume-28.nii"), None),
+    CaseSource("LiTS_002", Path("volume-2.nii.gz"), None),
+    CaseSource("LiTS_test_028", Path("test-volume-28.nii"), None, test=True),
+]
+
+
+@pytest.mark.parametrize(
+    ("called", "case"),
+    [
+        ("28", "LiTS_028"),
+        ("028", "LiTS_028"),
+        ("volume-28", "LiTS_028"),
+        ("volume-2", "LiTS_002"),
+        ("LiTS_028", "LiTS_028"),
+        ("test-volume-28", "LiTS_test_028"),
+    ],
+)
+def test_a_table_may_call_cases_by_their_number_or_their_file(called, case):
+    assert by_case({called: 1}, CASES, where="a.csv") == {case: 1}
+
+
+def test_names_of_no_case_or_of_one_twice_are_refused():
+    with pytest.raises(UserError, match="not there"):
+        by_case({"29": 1}, CASES, where="a.csv")
+    with pytest.raises(UserError, match="LiTS_028 is there twice"):
+        by_case({"28": 1, "LiTS_028": 2}, CASES, where="a.csv")

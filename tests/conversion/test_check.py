@@ -11,13 +11,13 @@ from hypothesis import strategies as st
 
 from nnunet_godc.conversion.case import CaseSettings, CaseSource
 from nnunet_godc.conversion.check import check_dataset
-from nnunet_godc.conversion.collection import Collection, Found
+from nnunet_godc.conversion.collection import Collection, CollectionListing
 from nnunet_godc.conversion.dataset import Job, convert_dataset
-from nnunet_godc.conversion.labels import LabelRules
+from nnunet_godc.conversion.labels import LabelMap
 from nnunet_godc.conversion.splits import draw_folds
 from nnunet_godc.errors import UserError
 
-RULES = LabelRules(names={1: "liver", 2: "tumour"}, region_of={"liver": (1, 2), "tumour": (2,)})
+RULES = LabelMap(names={1: "liver", 2: "tumour"}, region_of={"liver": (1, 2), "tumour": (2,)})
 COLLECTION = Collection(
     title="Test", dataset_name="Test", rules=RULES, tumour=2, label_grid="physical", reference="", licence=""
 )
@@ -44,7 +44,7 @@ def converted(tmp_path_factory, request):
     target = folder / "raw" / "Dataset901_Test"
     job = Job(
         collection=COLLECTION,
-        found=Found(tuple(cases)),
+        found=CollectionListing(tuple(cases)),
         root=folder,
         target=target,
         settings=CaseSettings(rules=RULES, label_grid="physical"),

@@ -8,10 +8,10 @@ from nnunet_godc.conversion.collection import (
     missing_partners,
     tumour_only,
 )
-from nnunet_godc.conversion.labels import LabelRules
+from nnunet_godc.conversion.labels import LabelMap
 from nnunet_godc.errors import UserError
 
-PANORAMA_LIKE = LabelRules(
+PANORAMA_LIKE = LabelMap(
     names={1: "tumour", 2: "veins", 4: "pancreas", 5: "duct"},
     stray=frozenset({7}),
     region_of={"veins": (2,), "tumour": (1,), "pancreas": (4, 1, 5), "duct": (5,)},
@@ -31,7 +31,7 @@ def test_wide_regions_come_before_narrow_ones_with_a_value_of_their_own():
 
 def test_labels_that_form_no_regions_are_told():
     with pytest.raises(UserError, match="leave --regions away"):
-        dataset_labels(LabelRules(names={1: "pancreas"}), regions=True)
+        dataset_labels(LabelMap(names={1: "pancreas"}), regions=True)
 
 
 def test_the_tumour_alone_is_kept_and_stray_values_stay_stray():
@@ -42,7 +42,7 @@ def test_the_tumour_alone_is_kept_and_stray_values_stay_stray():
 
 def test_a_collection_without_tumour_has_none_to_keep():
     with pytest.raises(UserError, match="no tumour label"):
-        tumour_only(collection(LabelRules(names={1: "pancreas"}), None))
+        tumour_only(collection(LabelMap(names={1: "pancreas"}), None))
 
 
 @pytest.mark.parametrize("name", ["a", "LiTS_001", "PANC-1.2+x"])

@@ -13,16 +13,16 @@ import pytest
 
 from nnunet_godc.conversion import dataset as engine
 from nnunet_godc.conversion.case import CaseSettings, CaseSource
-from nnunet_godc.conversion.collection import Collection, Found
+from nnunet_godc.conversion.collection import Collection, CollectionListing
 from nnunet_godc.conversion.dataset import Job, convert_dataset
-from nnunet_godc.conversion.labels import LabelRules
+from nnunet_godc.conversion.labels import LabelMap
 from nnunet_godc.conversion_record import also_in_other_datasets, read_record
 from nnunet_godc.errors import UserError
 
 COLLECTION = Collection(
     title="test collection",
     dataset_name="Test",
-    rules=LabelRules(names={1: "liver", 2: "tumour"}, region_of={"liver": (1, 2), "tumour": (2,)}),
+    rules=LabelMap(names={1: "liver", 2: "tumour"}, region_of={"liver": (1, 2), "tumour": (2,)}),
     tumour=2,
     label_grid="image",
     reference="",
@@ -44,7 +44,7 @@ def job(tmp_path, nifti, ct, mask):
         cases.append(CaseSource(name, image, label, test=number == 5))
     return Job(
         collection=COLLECTION,
-        found=Found(tuple(cases)),
+        found=CollectionListing(tuple(cases)),
         root=root,
         target=tmp_path / "raw" / "Dataset501_Test",
         settings=CaseSettings(COLLECTION.rules, COLLECTION.label_grid),
@@ -97,7 +97,7 @@ def test_regions_are_nested_and_in_order(job):
 def test_one_bad_case_does_not_lose_the_others(job):
     damage(job, 1, 3)
     outcome = convert_dataset(job)
-    assert [problem.partition(":")[0] for problem in outcome.problems] == ["case_1", "case_3"]
+    assert [problem.sentence.partition(":")[0] for problem in outcome.problems] == ["case_1", "case_3"]
     assert json.loads((job.target / "dataset.json").read_text())["numTraining"] == 3
     assert not [name for name in contents(job.target) if "case_1" in name or "case_3" in name]
 
@@ -107,7 +107,7 @@ def test_a_mended_case_joins_the_others_later(job, nifti, ct):
     convert_dataset(job)
     nifti(job.found.cases[1].image, ct + np.int16(1), RAS)
     outcome = convert_dataset(job)
-    assert outcome.taken_over == 5
+    assert outcome.reused == 5
     assert json.loads((job.target / "dataset.json").read_text())["numTraining"] == 5
     whole = contents(job.target)
     shutil.rmtree(job.target)
@@ -124,7 +124,7 @@ def test_nothing_is_left_where_no_case_can_be_converted(job):
 
 def test_unknown_voxel_sizes_are_told_together_with_the_ways_on(job, nifti, ct):
     with_unknown_geometry(job, nifti, ct, 1, 2)
-    problem, *others = convert_dataset(job).problems
+    problem, *others = (problem.sentence for problem in convert_dataset(job).problems)
     assert not others
     assert "2 cases of unknown voxel size (case_1, case_2)" in problem
     for way in ("--spacing-csv", "--skip-bad-geometry", "--trust-headers"):
@@ -143,7 +143,7 @@ def test_spacings_given_later_change_no_other_case(job, nifti, ct):
     convert_dataset(job)
     settings = replace(job.settings, spacings={"case_1": (0.7, 0.7, 2.0)})
     outcome = convert_dataset(replace(job, settings=settings))
-    assert outcome.taken_over == 5
+    assert outcome.reused == 5
     assert not outcome.problems
 
 
@@ -171,7 +171,7 @@ def test_an_interrupted_run_goes_on_and_ends_with_the_same_bytes(job, reached):
         with pytest.raises(KeyboardInterrupt):
             convert_dataset(job, progress=interrupt)
         assert not job.target.exists()
-    assert convert_dataset(job).taken_over == (reached + 1 if reached < 6 else 0)
+    assert convert_dataset(job).reused == (reached + 1 if reached < 6 else 0)
     assert contents(job.target) == uninterrupted
 
 
@@ -194,7 +194,7 @@ def test_an_interrupted_run_trusts_no_damaged_leftover(job, damage_of):
     }[damage_of]
     path.write_bytes(path.read_bytes()[:50])
     (unfinished / "imagesTr" / ".case_9_0000.nii.gz.part").write_bytes(b"left behind")
-    assert convert_dataset(job).taken_over == 0
+    assert convert_dataset(job).reused == 0
     assert contents(job.target) == uninterrupted
 
 
@@ -230,7 +230,7 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_bytes(job, tmp_path):
         except UserError:
             assert time.monotonic() < deadline
             time.sleep(0.2)
-    assert outcome.taken_over >= 3
+    assert outcome.reused >= 3
     assert contents(job.target) == uninterrupted
 
 
@@ -246,7 +246,7 @@ def test_what_was_converted_already_is_not_converted_again(job):
     convert_dataset(job)
     before = {path: path.stat().st_ino for path in job.target.rglob("*.nii.gz")}
     outcome = convert_dataset(job)
-    assert outcome.taken_over == 6
+    assert outcome.reused == 6
     assert {path: path.stat().st_ino for path in job.target.rglob("*.nii.gz")} == before
 
 
@@ -284,16 +284,16 @@ def test_a_changed_source_replaces_nothing_unasked(job, nifti, ct):
     nifti(job.found.cases[2].image, ct + np.int16(77), RAS)
     outcome = convert_dataset(job)
     assert not outcome.complete
-    assert "case_2: its source or options changed" in outcome.problems[0]
+    assert "case_2: its source or options changed" in outcome.problems[0].sentence
     assert contents(job.target) == before
-    assert convert_dataset(replace(job, overwrite=True)).taken_over == 5
+    assert convert_dataset(replace(job, overwrite=True)).reused == 5
     assert contents(job.target) != before
 
 
 def test_a_source_that_lost_cases_replaces_nothing_unasked(job):
     convert_dataset(job)
     before = contents(job.target)
-    smaller = replace(job, found=Found(job.found.cases[1:]))
+    smaller = replace(job, found=CollectionListing(job.found.cases[1:]))
     with pytest.raises(UserError, match="holds 1 cases that the source does not have, such as case_0"):
         convert_dataset(smaller)
     assert contents(job.target) == before
@@ -326,7 +326,7 @@ def test_a_full_disk_ends_with_one_sentence_and_the_run_can_go_on(job, monkeypat
         convert_dataset(job)
     assert not job.target.exists()
     monkeypatch.undo()
-    assert convert_dataset(job).taken_over == 3
+    assert convert_dataset(job).reused == 3
     assert contents(job.target) == uninterrupted
 
 
@@ -373,11 +373,11 @@ def test_a_worker_that_dies_costs_its_case_alone(job, monkeypatch, tmp_path):
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     outcome = convert_dataset(replace(job, workers=2))
     assert len(outcome.problems) == 1
-    assert "case_2: its worker process was ended from outside" in outcome.problems[0]
+    assert "case_2: its worker process was ended from outside" in outcome.problems[0].sentence
     assert len(outcome.records) == 5
 
 
-def test_an_unforeseen_error_costs_its_case_alone_and_tells_nothing_of_its_text(job, monkeypatch):
+def test_a_defect_of_ours_ends_in_a_traceback_and_keeps_what_was_converted(job, monkeypatch):
     real = engine.convert_case
 
     def broken(source, *arguments):
@@ -386,9 +386,13 @@ def test_an_unforeseen_error_costs_its_case_alone_and_tells_nothing_of_its_text(
         return real(source, *arguments)
 
     monkeypatch.setattr(engine, "convert_case", broken)
-    (problem,) = convert_dataset(job).problems
-    assert "ZeroDivisionError" in problem
-    assert "MUELLER" not in problem
+    with pytest.raises(ZeroDivisionError):
+        convert_dataset(job)
+    assert not job.target.exists()
+    monkeypatch.setattr(engine, "convert_case", real)
+    outcome = convert_dataset(job)
+    assert outcome.complete
+    assert outcome.reused == 2
 
 
 def test_the_source_is_only_read(job):
@@ -411,7 +415,7 @@ def test_folds_hold_the_cases_that_came_through(job):
 
 
 def test_scans_of_another_dataset_are_found_and_left_out(job, tmp_path):
-    convert_dataset(replace(job, found=Found(job.found.cases[:2])))
+    convert_dataset(replace(job, found=CollectionListing(job.found.cases[:2])))
     fingerprints = frozenset(record["image"]["fingerprint"] for record in read_record(job.target)["cases"].values())
     other = replace(job, target=job.target.with_name("Dataset502_Other"))
     outcome = convert_dataset(other)
@@ -434,14 +438,14 @@ def test_a_damaged_record_is_told(job, content):
 def test_names_that_leave_the_folder_are_refused(job, name):
     cases = (replace(job.found.cases[0], name=name),)
     with pytest.raises(UserError, match="cannot name a case"):
-        convert_dataset(replace(job, found=Found(cases)))
+        convert_dataset(replace(job, found=CollectionListing(cases)))
     assert not job.target.parent.exists()
 
 
 def test_names_that_some_systems_take_for_one_are_refused(job):
     cases = (job.found.cases[0], replace(job.found.cases[1], name="CASE_0"))
     with pytest.raises(UserError, match="several cases would be called"):
-        convert_dataset(replace(job, found=Found(cases)))
+        convert_dataset(replace(job, found=CollectionListing(cases)))
 
 
 def test_hard_links_of_an_earlier_run_are_not_written_through(job):

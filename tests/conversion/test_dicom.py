@@ -1,5 +1,6 @@
 """Reading DICOM series that are written here with the defects of real ones."""
 
+import os
 import resource
 import subprocess
 import sys
@@ -21,11 +22,13 @@ from pydicom.uid import (
     JPEGLosslessSV1,
     JPEGLSLossless,
     RLELossless,
+    SecondaryCaptureImageStorage,
+    UltrasoundMultiFrameImageStorage,
 )
 
-from nnunet_godc.conversion import dicom_codecs
-from nnunet_godc.conversion.dicom import is_dicom, open_series
-from nnunet_godc.conversion.problems import CaseError, Notes
+from nnunet_godc.conversion.dicom import pixels as dicom_codecs
+from nnunet_godc.conversion.dicom.series import is_dicom, open_series
+from nnunet_godc.conversion.problems import CaseError, CaseLog
 from tests.conversion.dicom_files import (
     PATIENT,
     UIDS,
@@ -60,7 +63,7 @@ REAL = Path(__file__).resolve().parents[2].parent / "shared" / "data" / "abdomen
 
 @pytest.fixture
 def notes():
-    return Notes()
+    return CaseLog()
 
 
 def read(folder, notes, **options):
@@ -79,7 +82,7 @@ def assert_whole(folder, notes, voxels=VOXELS, grid=GRID, **options):
 def failure(folder, **options):
     """The sentence that opening or reading a series ends with."""
     with pytest.raises(CaseError) as problem:
-        open_series(folder, Notes(), **options).read()
+        open_series(folder, CaseLog(), **options).read()
     return str(problem.value)
 
 
@@ -103,7 +106,7 @@ def test_slices_are_sorted_by_position_not_by_instance_number_or_name(tmp_path, 
     assert sorted(files) == files[::-1]
     assert_whole(tmp_path, notes)
     assert open_series(tmp_path, notes).files == tuple(files)
-    assert notes == Notes()
+    assert notes == CaseLog()
 
 
 @pytest.mark.parametrize(
@@ -312,7 +315,7 @@ def test_phases_without_series_uid_are_told_apart_by_acquisition(tmp_path):
     assert failure(tmp_path).startswith("2 DICOM series in one folder")
 
 
-def test_localizers_are_left_out_with_a_warning(tmp_path, notes):
+def test_localizers_are_left_out_and_counted(tmp_path, notes):
     uid = UIDS + "1"
     write_series(tmp_path, VOXELS, GRID, SeriesInstanceUID=uid)
     scout = make_grid((9, 7, 1), direction=rotation(90, 0, 0))
@@ -322,7 +325,7 @@ def test_localizers_are_left_out_with_a_warning(tmp_path, notes):
 
     write_series(tmp_path / "scout", make_voxels(scout.shape), scout, SeriesInstanceUID=uid, change=change)
     assert_whole(tmp_path, notes)
-    assert notes.warnings == ["left out 1 localizer image"]
+    assert notes.remarks == ["left out 1 localizer image"]
     assert "only 1 localizer image" in failure(tmp_path / "scout")
 
 
@@ -334,7 +337,162 @@ def test_other_objects_and_files_in_the_folder_are_passed_over(tmp_path, notes):
     (tmp_path / "report.txt").write_text("")
     (tmp_path / "._series3-0001.dcm").write_bytes(b"AppleDouble")
     assert_whole(tmp_path, notes)
-    assert notes == Notes()
+    passed = "passed over 1 DICOM file without an image, 2 files of other kinds, 4 images of modality PT"
+    assert notes == CaseLog(remarks=[passed])
+
+
+def write_aliens(folder):
+    """What a PACS exports along: each refused the whole case once."""
+    folder.mkdir(exist_ok=True)
+
+    def picture(dataset, k):
+        dataset.SOPClassUID = dataset.file_meta.MediaStorageSOPClassUID = SecondaryCaptureImageStorage
+        dataset.SamplesPerPixel, dataset.PhotometricInterpretation, dataset.PlanarConfiguration = 3, "RGB", 0
+        dataset.BitsAllocated = dataset.BitsStored = 8
+        dataset.HighBit, dataset.PixelData = 7, b"\0" * 90
+        del dataset.ImagePositionPatient, dataset.ImageOrientationPatient
+
+    def loop(dataset, k):
+        dataset.SOPClassUID = dataset.file_meta.MediaStorageSOPClassUID = UltrasoundMultiFrameImageStorage
+        dataset.NumberOfFrames, dataset.PixelData = 2, dataset.PixelData * 2
+        del dataset.ImagePositionPatient
+
+    one = make_grid((6, 5, 1))
+    write_series(folder, VOXELS[:, :, :1], one, number=501, change=picture)
+    write_series(folder, VOXELS[:, :, :1], one, number=6, Modality="US", change=loop)
+    write_series(folder, VOXELS, GRID, number=7, Modality="MR")
+    (folder / "notes.1").write_text("seen by a colleague")
+    os.mkfifo(folder / "pipe.dcm")
+
+
+def test_aliens_in_the_folder_are_passed_over_and_counted(tmp_path, notes):
+    write_series(tmp_path, VOXELS, GRID)
+    write_aliens(tmp_path)
+    assert_whole(tmp_path, notes)
+    assert_whole(tmp_path, CaseLog(), series=3)
+    assert not notes.warnings
+    (remark,) = notes.remarks
+    for passed in (
+        "1 file of other kinds",
+        "4 images of modality MR",
+        "1 image of modality US",
+        "1 image without a volume",
+    ):
+        assert passed in remark
+
+
+def test_a_picture_of_the_screen_in_the_very_series_is_passed_over(tmp_path, notes):
+    uid = UIDS + "1"
+    write_series(tmp_path, VOXELS, GRID, SeriesInstanceUID=uid)
+
+    def picture(dataset, k):
+        dataset.SOPClassUID = dataset.file_meta.MediaStorageSOPClassUID = SecondaryCaptureImageStorage
+        del dataset.ImagePositionPatient
+
+    write_series(tmp_path / "dose", VOXELS[:, :, :1], make_grid((6, 5, 1)), SeriesInstanceUID=uid, change=picture)
+    assert_whole(tmp_path, notes)
+
+
+def test_a_fault_in_the_chosen_series_names_series_and_file(tmp_path):
+    def change(dataset, k):
+        if k == 2:
+            dataset.HighBit, dataset.BitsStored = 15, 12
+
+    files = write_series(tmp_path, VOXELS, GRID, change=change)
+    with pytest.raises(CaseError, match=r"^series 3: file 2 of 4 .* layout of bits") as problem:
+        open_series(tmp_path, CaseLog())
+    assert problem.value.file == files[2]
+
+
+# Files without preamble
+
+
+def without_preamble(file, *, meta=True):
+    """Cuts off DICOM's first 132 bytes, and with them the meta information."""
+    content = file.read_bytes()[132:]
+    if not meta:
+        content = content[12 + int.from_bytes(content[8:12], "little") :]
+    bare = file.with_suffix("")
+    bare.write_bytes(content)
+    file.unlink()
+    return bare
+
+
+@pytest.mark.parametrize("meta", [True, False])
+@pytest.mark.parametrize("which", [[0], [3], [0, 1, 2, 3]])
+def test_slices_without_preamble_and_suffix_are_read(tmp_path, notes, which, meta):
+    """Once they were passed over, and a series without its last slice looks whole."""
+    files = write_series(tmp_path, VOXELS, GRID)
+    for k in which:
+        without_preamble(files[k], meta=meta)
+    assert is_dicom(tmp_path)
+    assert_whole(tmp_path, notes)
+    assert notes == CaseLog()
+
+
+@pytest.mark.parametrize("meta", [True, False])
+def test_a_bare_slice_that_is_cut_off_is_an_error(tmp_path, meta):
+    files = write_series(tmp_path, VOXELS, GRID)
+    bare = [without_preamble(file, meta=meta) for file in files]
+    whole = bare[3].read_bytes()
+    for size in (0, 1, 100, 300, len(whole) - 2):
+        bare[3].write_bytes(whole[:size])
+        assert failure(tmp_path), size
+
+
+def test_a_transfer_syntax_that_is_not_read_is_named(tmp_path):
+    def change(dataset, k):
+        dataset.file_meta.TransferSyntaxUID = "1.2.840.10008.1.2.4.102"  # MPEG-4
+        dataset.PixelData = encapsulate([b"\0" * 60])
+        dataset["PixelData"].is_undefined_length = True
+
+    write_series(tmp_path, VOXELS, GRID, change=change)
+    message = failure(tmp_path)
+    assert "transfer syntax that is not read (MPEG-4" in message
+    assert "gdcmconv" in message
+
+
+# Series
+
+
+def test_a_series_uid_for_every_file_is_one_series(tmp_path, notes):
+    def change(dataset, k):
+        dataset.SeriesInstanceUID = f"{UIDS}7.{k + 1}"
+
+    write_series(tmp_path, VOXELS, GRID, change=change)
+    assert_whole(tmp_path, notes)
+    assert "4 slices name a series each" in notes.remarks[0]
+
+
+@pytest.mark.parametrize("key", ["AcquisitionNumber", "TemporalPositionIdentifier", "AcquisitionTime"])
+def test_two_acquisitions_by_turns_are_an_error(tmp_path, key):
+    grid = make_grid((6, 5, 12))
+    write_series(
+        tmp_path, make_voxels(grid.shape), grid, change=lambda dataset, k: setattr(dataset, key, f"10000{k % 2}")
+    )
+    assert "2 acquisitions lie interleaved in series 3" in failure(tmp_path)
+
+
+@pytest.mark.parametrize("number", [lambda k: 1 + k // 6, lambda k: k, lambda k: k // 2])
+def test_acquisitions_one_after_the_other_are_one_volume(tmp_path, notes, number):
+    grid = make_grid((6, 5, 12))
+    voxels = make_voxels(grid.shape)
+    write_series(tmp_path, voxels, grid, change=lambda dataset, k: setattr(dataset, "AcquisitionNumber", number(k)))
+    assert_whole(tmp_path, notes, voxels, grid)
+
+
+def test_two_phases_by_turns_are_told_by_their_values_alone(tmp_path, notes):
+    """Arterial and venous, in a body that becomes slimmer on the way; with one of them, nothing is amiss."""
+    grid = make_grid((40, 40, 24))
+    i, j, k = np.ogrid[:40, :40, :24]
+    body = (i - 20) ** 2 + (j - 20) ** 2 < (18 - k / 4) ** 2
+    noise = np.random.default_rng(0).normal(0, 15, grid.shape)
+    one = np.rint(np.where(body, 40, -900) + noise).astype(np.int16)
+    write_series(tmp_path / "one", one, grid)
+    assert_whole(tmp_path / "one", notes, one, grid)
+    both = one + np.int16(30) * (body & (k % 2 == 1))
+    write_series(tmp_path / "both", both.astype(np.int16), grid)
+    assert "two acquisitions seem to lie interleaved" in failure(tmp_path / "both")
 
 
 def test_private_objects_are_passed_over_with_a_warning(tmp_path, notes):
@@ -389,7 +547,7 @@ def test_links_lead_to_files_and_folders_and_not_in_circles(tmp_path, notes):
     (case / "folder").symlink_to(real)
     (real / "inner" / "around").symlink_to(real)
     assert_whole(case, notes)
-    assert notes == Notes()
+    assert notes == CaseLog()
     linked = tmp_path / "linked"
     linked.mkdir()
     for file in files:
@@ -509,7 +667,7 @@ def test_padding_is_kept_and_warned_about_where_it_is_absurd(tmp_path, notes):
 def test_usual_padding_is_no_warning(tmp_path, notes):
     write_series(tmp_path, VOXELS, GRID, dtype="<i2", change=lambda dataset, k: _pad(dataset, -2000))
     assert_whole(tmp_path, notes)
-    assert notes == Notes()
+    assert notes == CaseLog()
 
 
 def _pad(dataset, value):
@@ -621,7 +779,7 @@ def test_length_that_a_damaged_header_claims_takes_no_memory(tmp_path):
     length = content.rindex(b"OW\0\0") + 4
     content[length : length + 4] = (0xF0000000).to_bytes(4, "little")
     file.write_bytes(content)
-    series = open_series(tmp_path, Notes())
+    series = open_series(tmp_path, CaseLog())
     with memory() as used:
         np.testing.assert_array_equal(series.read(), VOXELS[:, :, :1])  # all of them are there
     assert used["peak"] < 10_000_000
@@ -659,7 +817,7 @@ def test_damage_ends_in_an_error_or_changes_one_slice_alone(tmp_path, intact, da
     for number, content in enumerate(slices):
         (tmp_path / f"{number}.dcm").write_bytes(content)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    notes = Notes()
+    notes = CaseLog()
     try:
         series = open_series(tmp_path, notes)
         voxels = series.read()
@@ -697,9 +855,9 @@ def test_nothing_that_names_the_patient_or_the_place_is_told(tmp_path):
     script = (
         "import logging, sys, warnings, traceback; from pathlib import Path\n"
         "logging.basicConfig(level=logging.DEBUG, stream=sys.stdout); warnings.simplefilter('always')\n"
-        "from nnunet_godc.conversion.dicom import open_series\n"
-        "from nnunet_godc.conversion.problems import Notes\n"
-        "notes = Notes(); series = open_series(Path(sys.argv[1]), notes); series.read(); print(series, notes)\n"
+        "from nnunet_godc.conversion.dicom.series import open_series\n"
+        "from nnunet_godc.conversion.problems import CaseLog\n"
+        "notes = CaseLog(); series = open_series(Path(sys.argv[1]), notes); series.read(); print(series, notes)\n"
         "file = series.files[1]; file.write_bytes(file.read_bytes()[:900])\n"
         "try: open_series(Path(sys.argv[1]), notes).read()\n"
         "except Exception: print(traceback.format_exc(limit=0))\n"

@@ -1,15 +1,20 @@
 """Masks from DICOM-SEG and RTSTRUCT files, against phantoms whose voxels are known."""
 
+import copy
+import zlib
+
+import imagecodecs
 import numpy as np
 import pydicom
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from pydicom.uid import RLELossless
+from pydicom.encaps import encapsulate
+from pydicom.uid import ExplicitVRBigEndian, RLELossless
 
-from nnunet_godc.conversion.dicom import open_series
-from nnunet_godc.conversion.dicom_masks import read_masks
-from nnunet_godc.conversion.problems import CaseError, Notes
+from nnunet_godc.conversion.dicom.masks import drawn_on, read_masks, region_names
+from nnunet_godc.conversion.dicom.series import open_series
+from nnunet_godc.conversion.problems import CaseError, CaseLog
 from tests.conversion.dicom_files import (
     PATIENT,
     UIDS,
@@ -34,7 +39,7 @@ DIRECTIONS = {
 
 @pytest.fixture
 def notes():
-    return Notes()
+    return CaseLog()
 
 
 class Case:
@@ -43,7 +48,7 @@ class Case:
     def __init__(self, folder, grid=GRID):
         self.grid = grid
         self.files = write_series(folder / "ct", make_voxels(grid.shape), grid)
-        self.series = open_series(folder / "ct", Notes())
+        self.series = open_series(folder / "ct", CaseLog())
         self.mask = folder / "mask.dcm"
 
     def read(self, notes):
@@ -52,7 +57,7 @@ class Case:
 
     def failure(self):
         with pytest.raises(CaseError) as problem:
-            self.read(Notes())
+            self.read(CaseLog())
         return str(problem.value)
 
     def position(self, *ijk):
@@ -115,7 +120,7 @@ def test_segment_lies_where_it_was_drawn(tmp_path, notes, direction):
     expected = box((2, 9), (3, 8), (2, 5))
     write_segmentation(case.mask, case.files, {"liver": expected})
     np.testing.assert_array_equal(case.read(notes)["liver"], expected)
-    assert notes == Notes()
+    assert notes == CaseLog()
 
 
 @pytest.mark.parametrize("kind", ["BINARY", "FRACTIONAL"])
@@ -159,7 +164,7 @@ def test_frames_are_placed_by_position_whatever_their_order(case, notes):
     write_segmentation(case.mask, case.files, {"liver": expected}, change=reverse)
     assert pydicom.dcmread(case.mask).NumberOfFrames == 5
     np.testing.assert_array_equal(case.read(notes)["liver"], expected)
-    assert notes == Notes()
+    assert notes == CaseLog()
 
 
 def test_segmentation_turned_against_its_series_lies_right(tmp_path, notes):
@@ -186,7 +191,7 @@ def test_segmentation_of_a_finer_series_is_resampled_by_nearest_neighbour(tmp_pa
     expected = box((2, 9), (3, 8), (1, 4))
     write_segmentation(case.mask, files, {"liver": expected.repeat(3, 0).repeat(3, 1).repeat(3, 2)})
     np.testing.assert_array_equal(case.read(notes)["liver"], expected)
-    assert any("nearest neighbour" in repair for repair in notes.repairs)
+    assert any("nearest neighbour" in warning for warning in notes.warnings)
 
 
 def test_segmentation_on_an_oblique_grid_is_resampled_in_space(tmp_path, notes):
@@ -273,6 +278,128 @@ def test_compressed_segmentation_is_read(case, notes):
     np.testing.assert_array_equal(case.read(notes)["liver"], expected)
 
 
+def test_background_of_a_label_map_is_not_a_segment(case, notes):
+    masks = {"liver": box((2, 9), (3, 8), (1, 4))}
+
+    def change(dataset):
+        background = copy.deepcopy(dataset.SegmentSequence[0])
+        background.SegmentNumber, background.SegmentLabel = 0, "Background"
+        dataset.SegmentSequence = [background, *(i for i in dataset.SegmentSequence if i.SegmentNumber)]
+
+    write_segmentation(case.mask, case.files, masks, kind="LABELMAP", change=change)
+    assert list(case.read(notes)) == ["liver"]
+    np.testing.assert_array_equal(case.read(notes)["liver"], masks["liver"])
+    assert region_names(case.mask) == ["liver"]
+
+
+def test_segmentation_without_what_its_voxels_do_not_need_is_read(case, notes):
+    def change(dataset):
+        for item in dataset.SegmentSequence:
+            del item.SegmentedPropertyCategoryCodeSequence, item.SegmentedPropertyTypeCodeSequence, item.SegmentLabel
+        del dataset.StudyInstanceUID
+        del dataset.SharedFunctionalGroupsSequence[0].PixelMeasuresSequence[0].SliceThickness
+
+    expected = box((2, 9), (3, 8), (1, 4))
+    write_segmentation(case.mask, case.files, {"liver": expected}, change=change)
+    np.testing.assert_array_equal(case.read(notes)["1"], expected)
+
+
+def frames_of(dataset):
+    """The frames as bytes of packed bits, each for itself."""
+    size = dataset.Rows * dataset.Columns
+    bits = np.unpackbits(np.frombuffer(dataset.PixelData, np.uint8), bitorder="little")
+    return [np.packbits(bits[n * size :][:size], bitorder="little").tobytes() for n in range(dataset.NumberOfFrames)]
+
+
+def encapsulated(dataset, syntax, frames):
+    dataset.file_meta.TransferSyntaxUID = syntax
+    dataset.PixelData = encapsulate(frames)
+    dataset["PixelData"].is_undefined_length = True
+
+
+def in_run_lengths(dataset):
+    def run_lengths(packed):
+        header = np.array([1, 64, *[0] * 14], "<u4").tobytes()
+        return header + imagecodecs.packbits_encode(packed)
+
+    encapsulated(dataset, RLELossless, [run_lengths(packed) for packed in frames_of(dataset)])
+
+
+def deflated(dataset):
+    def deflate(packed):
+        packer = zlib.compressobj(wbits=-15)
+        data = packer.compress(packed) + packer.flush()
+        return data + b"\0" * (len(data) % 2)
+
+    encapsulated(dataset, RLELossless, [deflate(packed) for packed in frames_of(dataset)])
+
+
+def name_deflated_frames(path):
+    """Changes the transfer syntax in a file to one of 2024, which pydicom cannot write yet."""
+    content = path.read_bytes()
+    old, new = (
+        b"\x02\0\x10\0UI\x14\0" + RLELossless.encode() + b"\0",
+        b"\x02\0\x10\0UI\x16\0" + b"1.2.840.10008.1.2.8.1\0",
+    )
+    assert old in content
+    length = int.from_bytes(content[140:144], "little") + len(new) - len(old)
+    path.write_bytes((content[:140] + length.to_bytes(4, "little") + content[144:]).replace(old, new))
+
+
+@pytest.mark.parametrize("change", [in_run_lengths, deflated])
+@pytest.mark.parametrize("grid", [GRID, make_grid((19, 15, 8))], ids=["whole bytes", "odd size"])
+def test_packed_bits_are_read_in_every_compression(tmp_path, notes, change, grid):
+    case = Case(tmp_path, grid)
+    masks = {"liver": box((2, 9), (3, 8), (1, 4), grid.shape), "tumour": box((5, 8), (4, 9), (2, 7), grid.shape)}
+    write_segmentation(case.mask, case.files, masks, change=change)
+    if change is deflated:
+        name_deflated_frames(case.mask)
+    for name, expected in masks.items():
+        np.testing.assert_array_equal(case.read(notes)[name], expected)
+    assert notes == CaseLog()
+
+
+@pytest.mark.parametrize("kind", ["BINARY", "LABELMAP"])
+def test_big_endian_segmentation_is_read(tmp_path, notes, kind):
+    case = Case(tmp_path, make_grid((19, 15, 8)))
+    masks = {"liver": box((2, 9), (3, 8), (1, 4), (19, 15, 8)), "tumour": box((12, 15), (4, 9), (2, 7), (19, 15, 8))}
+    write_segmentation(case.mask, case.files, masks, kind=kind)
+    dataset = pydicom.dcmread(case.mask)
+    dataset.file_meta.TransferSyntaxUID = ExplicitVRBigEndian
+    dataset["PixelData"].VR = "OB"
+    pydicom.dcmwrite(case.mask, dataset, implicit_vr=False, little_endian=False, force_encoding=True)
+    for name, expected in masks.items():
+        np.testing.assert_array_equal(case.read(notes)[name], expected)
+
+
+# Which series it was drawn on
+
+
+@pytest.mark.parametrize("kind", ["SEG", "RTSTRUCT"])
+def test_the_mask_tells_which_series_it_was_drawn_on(tmp_path, notes, kind):
+    """Arterial and venous phase have one frame of reference: either is a place where the mask lies."""
+    frame = UIDS + "5"
+    arterial, venous = (
+        write_series(tmp_path / "ct", make_voxels(SHAPE, seed), GRID, number=seed, FrameOfReferenceUID=frame)
+        for seed in (1, 2)
+    )
+    mask = tmp_path / "mask.dcm"
+    if kind == "SEG":
+        write_segmentation(mask, venous, {"liver": box((2, 9), (3, 8), (1, 4))})
+    else:
+        write_structure_set(mask, venous, {"liver": [np.array(GRID.affine[:3, 3] + [[1, 1, 5], [9, 1, 5], [9, 9, 5]])]})
+    uids = drawn_on(mask)
+    assert open_series(tmp_path / "ct", notes, drawn_on=uids).files == tuple(venous)
+    assert not notes.warnings
+    assert open_series(tmp_path / "ct", notes, series=1, drawn_on=uids).files == tuple(arterial)
+    assert "the mask was drawn on another series, series 2: 8 slices" in notes.warnings[0]
+    for file in venous:
+        file.unlink()
+    alone = CaseLog()
+    assert open_series(tmp_path / "ct", alone, drawn_on=uids).files == tuple(arterial)
+    assert "the mask was drawn on another series than the one that is converted" in alone.warnings[0]
+
+
 # RTSTRUCT
 
 
@@ -305,7 +432,7 @@ def test_contours_enclose_the_voxels_whose_centres_are_inside(tmp_path, notes, d
     i, j, k = np.ogrid[:20, :16, :8]
     expected = ((i - 9.2) / 7.3) ** 2 + ((j - 7.6) / 5.2) ** 2 + ((k - 4) / 3.5) ** 2 < 1
     assert np.count_nonzero(found["ellipsoid"] != expected) <= 2  # the polygons cut corners
-    assert notes == Notes()
+    assert notes == CaseLog()
 
 
 def test_contours_through_voxel_centres_include_them(tmp_path, notes):
@@ -349,14 +476,64 @@ def test_keyhole_contour_has_its_hole(case, notes):
     assert case.read(notes)["ring"].sum() == 144 - 25
 
 
-def test_points_and_open_contours_enclose_nothing(case, notes):
-    write_structure_set(case.mask, case.files, {"marker": [case.contour(3, (4, 4))]}, kind="POINT")
-    assert not case.read(notes)["marker"].any()
-    write_structure_set(
-        case.mask, case.files, {"line": [case.contour(3, *rectangle((2, 9), (3, 8)))]}, kind="OPEN_PLANAR"
-    )
-    assert not case.read(notes)["line"].any()
-    assert "1 points or open contours" in notes.warnings[0]
+@pytest.mark.parametrize("kind", ["POINT", "OPEN_PLANAR"])
+def test_a_region_whose_contours_enclose_nothing_is_an_error(case, kind):
+    contour = case.contour(3, (4, 4)) if kind == "POINT" else case.contour(3, *rectangle((2, 9), (3, 8)))
+    write_structure_set(case.mask, case.files, {"marker": [contour]}, kind=kind)
+    assert "the 1 contours of marker enclose no voxel" in case.failure()
+
+
+@pytest.mark.parametrize(
+    "again",
+    [
+        lambda contour: contour,
+        lambda contour: contour[::-1],
+        lambda contour: np.roll(contour, 17, axis=0),
+        lambda contour: np.vstack([contour, contour[:1]]),
+        lambda contour: np.round(contour, 2)[::-1],
+        lambda contour: np.vstack([contour, (contour + np.roll(contour, -1, axis=0)) / 2])[
+            np.argsort([*range(90), *np.arange(90) + 0.5])
+        ],
+    ],
+    ids=["same", "reversed", "from another start", "closed", "rounded and reversed", "with more points"],
+)
+def test_a_contour_that_is_stored_twice_does_not_erase_itself(case, notes, again):
+    outer, hole = (case.contour(3, *ellipse((9.2, 7.6), radii)) for radii in ((7.3, 5.2), (3.1, 2.2)))
+    write_structure_set(case.mask, case.files, {"liver": [outer, hole]})
+    expected = case.read(notes)["liver"]
+    assert expected.sum() > 80
+    assert notes == CaseLog()
+    write_structure_set(case.mask, case.files, {"liver": [outer, again(hole), again(outer), hole]})
+    np.testing.assert_array_equal(case.read(notes)["liver"], expected)
+    assert "2 contours of liver are stored more than once" in notes.warnings[0]
+
+
+def test_contours_of_64_kilobytes_arrive_as_bytes_and_are_read(case, notes):
+    contour = case.contour(3, *ellipse((9.2, 7.6), (7.3, 5.2), 4000))
+    write_structure_set(case.mask, case.files, {"liver": [contour]})
+    expected = case.read(notes)["liver"]
+
+    def change(dataset):
+        item = dataset.ROIContourSequence[0].ContourSequence[0]
+        text = "\\".join(f"{value:.6f}" for value in np.ravel(contour)).encode()
+        del item.ContourData
+        item.add_new(0x30060050, "UN", text + b" " * (len(text) % 2))
+        assert len(text) > 2**16
+
+    write_structure_set(case.mask, case.files, {"liver": [contour]}, change=change)
+    np.testing.assert_array_equal(case.read(notes)["liver"], expected)
+    assert expected.any()
+
+
+def test_contours_of_a_second_item_of_the_same_number_are_not_lost(case, notes):
+    first, second = (case.contour(k, *rectangle((1.5, 9.5), (2.5, 8.5))) for k in (2, 3))
+
+    def change(dataset):
+        dataset.ROIContourSequence[1].ReferencedROINumber = 1
+        del dataset.StructureSetROISequence[1]
+
+    write_structure_set(case.mask, case.files, [("liver", [first]), ("liver", [second])], change=change)
+    np.testing.assert_array_equal(case.read(notes)["liver"], box((2, 10), (3, 9), (2, 4)))
 
 
 def test_contours_between_slices_go_to_the_nearest_one_and_do_not_cancel(case, notes):
@@ -448,7 +625,7 @@ def intact(tmp_path_factory):
 def test_mask_that_is_cut_off_anywhere_is_never_a_smaller_mask(intact, kind):
     case, files = intact
     case.mask.write_bytes(files[kind])
-    whole = case.read(Notes())
+    whole = case.read(CaseLog())
     for size in {
         *range(140, len(files[kind]), 97),
         *range(len(files[kind]) - 30, len(files[kind])),
@@ -456,7 +633,7 @@ def test_mask_that_is_cut_off_anywhere_is_never_a_smaller_mask(intact, kind):
     }:
         case.mask.write_bytes(files[kind][:size])
         try:
-            found = case.read(Notes())
+            found = case.read(CaseLog())
         except CaseError:
             continue
         assert all(np.array_equal(mask, whole[name]) for name, mask in found.items()), size
@@ -479,7 +656,7 @@ def test_damaged_masks_end_in_an_error_or_a_mask(intact, data):
     if data.draw(st.integers(0, 4)) == 0:
         del content[data.draw(st.integers(0, len(content))) :]
     case.mask.write_bytes(content)
-    notes = Notes()
+    notes = CaseLog()
     try:
         found = case.read(notes)
     except CaseError as problem:

@@ -3,7 +3,8 @@ import pytest
 import SimpleITK
 
 from nnunet_godc.conversion.formats import ending_of, open_volume
-from nnunet_godc.conversion.problems import CaseError, Notes, UnknownGeometryError
+from nnunet_godc.conversion.itk import Segment
+from nnunet_godc.conversion.problems import CaseError, CaseLog, UnknownGeometryError
 
 ENDINGS = [".nrrd", ".mha", ".mhd", ".nhdr"]
 
@@ -26,7 +27,7 @@ def write(
 @pytest.mark.parametrize("compress", [False, True])
 def test_voxels_and_grid_are_those_of_the_file(tmp_path, ct, ending, compress):
     file = open_volume(write(tmp_path / f"a{ending}", ct, compress=compress))
-    grid = file.grid(Notes(), what="image")
+    grid = file.grid(CaseLog(), what="image")
     assert file.shape == ct.shape
     np.testing.assert_array_equal(file.read(), ct)
     assert grid.spacing == (0.8, 0.8, 2.5)
@@ -37,16 +38,16 @@ def test_voxels_and_grid_are_those_of_the_file(tmp_path, ct, ending, compress):
 @pytest.mark.parametrize("ending", [".nrrd", ".mha"])
 def test_other_axes_are_understood(tmp_path, ct, ending):
     file = open_volume(write(tmp_path / f"a{ending}", ct, direction=np.diag([-1, -1, 1])))
-    assert file.grid(Notes(), what="image").orientation == "RAS"
+    assert file.grid(CaseLog(), what="image").orientation == "RAS"
 
 
 @pytest.mark.parametrize("ending", [".nrrd", ".mha"])
 def test_a_header_that_says_nothing_is_an_unknown_geometry(tmp_path, ct, ending):
     file = open_volume(write(tmp_path / f"a{ending}", ct, spacing=(1.0, 1.0, 1.0), origin=(0.0, 0.0, 0.0)))
     with pytest.raises(UnknownGeometryError, match="1 x 1 x 1 mm"):
-        file.grid(Notes(), what="image")
-    assert file.grid(Notes(), what="image", trust_header=True).spacing == (1.0, 1.0, 1.0)
-    notes = Notes()
+        file.grid(CaseLog(), what="image")
+    assert file.grid(CaseLog(), what="image", trust_header=True).spacing == (1.0, 1.0, 1.0)
+    notes = CaseLog()
     assert file.grid(notes, what="image", spacing=(0.7, 0.7, 2.0)).spacing == (0.7, 0.7, 2.0)
     assert "as given" in notes.repairs[0]
 
@@ -58,7 +59,8 @@ def test_names_of_segments_are_read(tmp_path, mask):
         "Segment1_LabelValue": "2",
         "Segment1_Name": "PDAC",
     }
-    assert open_volume(write(tmp_path / "a.seg.nrrd", mask, keys=keys)).segments == {1: "Pancreas", 2: "PDAC"}
+    expected = (Segment("Pancreas", 0, 1), Segment("PDAC", 0, 2))
+    assert open_volume(write(tmp_path / "a.seg.nrrd", mask, keys=keys)).segments == expected
 
 
 def test_several_components_are_refused(tmp_path):

@@ -2,14 +2,14 @@ import numpy as np
 import pytest
 
 from nnunet_godc.conversion.formats import open_volume
-from nnunet_godc.conversion.labels import LabelRules, count_values, read_label, united
-from nnunet_godc.conversion.problems import CaseError, Notes
+from nnunet_godc.conversion.labels import LabelMap, count_values, merge_masks, read_label
+from nnunet_godc.conversion.problems import CaseError, CaseLog
 
-RULES = LabelRules(names={1: "liver", 2: "tumour"})
+RULES = LabelMap(names={1: "liver", 2: "tumour"})
 
 
 def read(path, rules=RULES, notes=None):
-    return read_label(open_volume(path), rules, notes or Notes())
+    return read_label(open_volume(path), rules, notes or CaseLog())
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.int16, np.uint16, np.int64, np.float32, np.float64])
@@ -25,7 +25,7 @@ def test_any_type_of_whole_numbers_becomes_uint8(tmp_path, nifti, mask, dtype, e
 
 
 def test_what_rounding_left_is_made_whole_and_told(tmp_path, nifti, mask):
-    notes = Notes()
+    notes = CaseLog()
     stored = np.where(mask == 2, 1.9999996, np.where(mask == 1, 0.9999997, 0)).astype(np.float32)
     np.testing.assert_array_equal(read(nifti(tmp_path / "a.nii", stored), notes=notes), mask)
     assert notes.repairs == [f"{np.count_nonzero(mask)} label values that were within 0.001 of a whole number rounded"]
@@ -64,19 +64,19 @@ def test_a_value_without_a_meaning_is_refused_with_its_count(tmp_path, nifti, ma
 def test_stray_values_become_background_and_are_told(tmp_path, nifti, mask):
     expected = mask.copy()
     mask[0, 0, :3] = 7
-    notes = Notes()
-    rules = LabelRules(names=RULES.names, stray=frozenset({7, 8}))
+    notes = CaseLog()
+    rules = LabelMap(names=RULES.names, stray=frozenset({7, 8}))
     np.testing.assert_array_equal(read(nifti(tmp_path / "a.nii", mask), rules, notes), expected)
     assert notes.repairs == ["stray label values made background: 7 (3 voxels)"]
 
 
 def test_values_are_mapped(tmp_path, nifti, mask):
-    rules = LabelRules(names={1: "tumour"}, values={2: 1, 1: 0})
+    rules = LabelMap(names={1: "tumour"}, values={2: 1, 1: 0})
     np.testing.assert_array_equal(read(nifti(tmp_path / "a.nii", mask), rules), mask == 2)
 
 
 def test_two_values_may_change_places(tmp_path, nifti, mask):
-    rules = LabelRules(names=RULES.names, values={1: 2, 2: 1})
+    rules = LabelMap(names=RULES.names, values={1: 2, 2: 1})
     np.testing.assert_array_equal(read(nifti(tmp_path / "a.nii", mask), rules), np.array([0, 2, 1])[mask])
 
 
@@ -84,12 +84,12 @@ def test_a_label_without_any_voxel_is_legal(tmp_path, nifti, mask):
     assert not read(nifti(tmp_path / "a.nii", np.zeros_like(mask))).any()
 
 
-NAMED = LabelRules(names={1: "pancreas", 2: "tumour"}, segments=(("*tumo*r*", 2), ("PDAC", 2), ("*pancreas*", 1)))
+NAMED = LabelMap(names={1: "pancreas", 2: "tumour"}, segments=(("*tumo*r*", 2), ("PDAC", 2), ("*pancreas*", 1)))
 
 
 def test_named_masks_are_united_and_the_higher_label_wins(mask):
-    notes = Notes()
-    label = united({"Whole Pancreas": mask > 0, "pdac": mask == 2, "Stomach": mask == 0}, NAMED, notes)
+    notes = CaseLog()
+    label = merge_masks({"Whole Pancreas": mask > 0, "pdac": mask == 2, "Stomach": mask == 0}, mask.shape, NAMED, notes)
     np.testing.assert_array_equal(label, mask)
     assert "left out: Stomach" in notes.warnings[0]
     assert f"overlap on {np.count_nonzero(mask == 2)} voxels" in notes.warnings[1]
@@ -97,13 +97,13 @@ def test_named_masks_are_united_and_the_higher_label_wins(mask):
 
 def test_the_order_of_masks_does_not_matter(mask):
     masks = {"tumour": mask == 2, "pancreas": mask > 0}
-    one = united(masks, NAMED, Notes())
-    np.testing.assert_array_equal(one, united(dict(reversed(masks.items())), NAMED, Notes()))
+    one = merge_masks(masks, mask.shape, NAMED, CaseLog())
+    np.testing.assert_array_equal(one, merge_masks(dict(reversed(masks.items())), mask.shape, NAMED, CaseLog()))
 
 
 def test_masks_that_no_pattern_fits_are_refused_by_name(mask):
     with pytest.raises(CaseError, match=r"segments \(spleen\) fits the label map; add --label-map"):
-        united({"spleen": mask > 0}, NAMED, Notes())
+        merge_masks({"spleen": mask > 0}, mask.shape, NAMED, CaseLog())
 
 
 @pytest.mark.parametrize("highest", [0, 1, 2, 15, 16, 255])

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import SimpleITK
 
-from nnunet_godc.conversion.grid import Grid, grid_from_affine
+from nnunet_godc.conversion.geometry import Grid, grid_from_affine
 from nnunet_godc.conversion.nifti import (
     COMPRESSION_LEVELS,
     geometry_of_header,
@@ -15,13 +15,13 @@ from nnunet_godc.conversion.nifti import (
     with_geometry_of,
     write_nifti,
 )
-from nnunet_godc.conversion.problems import CaseError, Notes, UnknownGeometryError
+from nnunet_godc.conversion.problems import CaseError, CaseLog, UnknownGeometryError
 
 GRID = Grid((12, 10, 6), (0.8, 0.8, 2.5), (-11.0, -7.0, 30.0), ((1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (0.0, 0.0, 1.0)))
 
 
 def grid_of(path, notes=None, **options):
-    return open_nifti(path).grid(notes or Notes(), what="image", **options)
+    return open_nifti(path).grid(notes or CaseLog(), what="image", **options)
 
 
 @pytest.mark.parametrize("ending", [".nii", ".nii.gz"])
@@ -134,13 +134,13 @@ def test_qform_serves_where_sform_is_no_affine_matrix(tmp_path, nifti, ct):
     content = bytearray(path.read_bytes())
     content[280:328] = bytes(48)
     path.write_bytes(content)
-    notes = Notes()
+    notes = CaseLog()
     assert grid_of(path, notes).matches(GRID)
     assert notes.repairs == ["the image's sform is no affine matrix: qform used"]
 
 
 def test_forms_that_disagree_are_told(tmp_path, nifti, ct):
-    notes = Notes()
+    notes = CaseLog()
     path = nifti(tmp_path / "a.nii", ct, header=lambda header: header.__setitem__("qoffset_x", 50))
     assert grid_of(path, notes).matches(GRID)
     assert "sform and qform are up to 39 mm apart" in notes.warnings[0]
@@ -149,7 +149,7 @@ def test_forms_that_disagree_are_told(tmp_path, nifti, ct):
 def test_metres_become_millimetres(tmp_path, nifti, ct):
     affine = np.diag([-0.0008, -0.0008, 0.0025, 1.0])
     affine[:3, 3] = (0.011, 0.007, 0.030)
-    notes = Notes()
+    notes = CaseLog()
     path = nifti(tmp_path / "a.nii", ct, affine, header=lambda header: header.set_xyzt_units("meter"))
     assert grid_of(path, notes).matches(GRID)
     assert "converted to mm" in notes.repairs[0]
@@ -160,7 +160,7 @@ def test_the_identity_at_1_mm_is_an_unknown_geometry(tmp_path, nifti, ct, signs)
     path = nifti(tmp_path / "a.nii", ct, np.diag([*signs, 1.0]))
     with pytest.raises(UnknownGeometryError, match="identity at 1 x 1 x 1 mm"):
         grid_of(path)
-    notes = Notes()
+    notes = CaseLog()
     assert grid_of(path, notes, trust_header=True).spacing == (1.0, 1.0, 1.0)
     assert "unfilled header" in notes.warnings[0]
     assert grid_of(path, spacing=(0.7, 0.7, 1.6)).spacing == (0.7, 0.7, 1.6)
@@ -193,7 +193,7 @@ def test_every_reader_sees_what_was_written(tmp_path, ct, compression, dtype):
             [0, 0, 0, 1],
         ]
     )
-    grid = grid_from_affine(ct.shape, affine, Notes())
+    grid = grid_from_affine(ct.shape, affine, CaseLog())
     voxels = np.abs(ct).astype(dtype)[::-1, ::1, ::-1]
     path = tmp_path / ("a.nii" if compression is None else "a.nii.gz")
     digest = write_nifti(path, voxels, nifti_header(grid, np.dtype(dtype)), compression=compression)
@@ -208,7 +208,7 @@ def test_every_reader_sees_what_was_written(tmp_path, ct, compression, dtype):
     np.testing.assert_allclose(np.diag([-1, -1, 1, 1]) @ with_nibabel.affine, grid.affine, atol=1e-4)
     np.testing.assert_allclose(with_nibabel.get_qform(), with_nibabel.get_sform(), atol=1e-4)
     np.testing.assert_array_equal(np.asanyarray(with_nibabel.dataobj), voxels)
-    assert open_nifti(path).grid(Notes(), what="image").matches(grid)
+    assert open_nifti(path).grid(CaseLog(), what="image").matches(grid)
 
 
 def test_equal_input_gives_equal_bytes(tmp_path, ct):
@@ -243,3 +243,19 @@ def set_scaling(path, slope, intercept):
     content = bytearray(gzip.decompress(path.read_bytes()) if compressed else path.read_bytes())
     content[112:120] = np.array([slope, intercept], dtype="<f4").tobytes()
     path.write_bytes(gzip.compress(bytes(content)) if compressed else content)
+
+
+@pytest.mark.parametrize(("units", "factor"), [("meter", 0.001), ("micron", 1000), ("micron", 1), ("meter", 1)])
+def test_units_are_converted_unless_no_voxel_could_be_so(tmp_path, nifti, ct, units, factor):
+    affine = np.diag([-0.8 * factor, -0.8 * factor, 2.5 * factor, 1])
+    path = nifti(tmp_path / "a.nii", ct, affine, header=lambda header: header.set_xyzt_units(units))
+    notes = CaseLog()
+    grid = open_nifti(path).grid(notes, what="image")
+    assert grid.spacing == pytest.approx((0.8, 0.8, 2.5), rel=1e-5)
+    assert ("taken as mm" in "".join(notes.warnings)) == (factor == 1)
+
+
+def test_analyze_headers_are_refused_for_what_they_do_not_say(tmp_path, ct):
+    nibabel.save(nibabel.AnalyzeImage(ct, np.eye(4)), tmp_path / "a.hdr")
+    with pytest.raises(CaseError, match="left from right"):
+        open_nifti(tmp_path / "a.hdr")

@@ -12,6 +12,7 @@ from nnunet_godc.conversion.pairing import (
     read_keys,
     write_keys,
 )
+from nnunet_godc.conversion.problems import Problem
 from nnunet_godc.errors import UserError
 
 
@@ -66,19 +67,20 @@ def test_what_is_special_in_a_regular_expression_is_not_special_here(root):
     assert len(pairs(root, "i(1)+/{case}", "m[2]/{case}")[0]) == 1
 
 
-def test_images_and_masks_that_stay_alone_are_counted_not_named(root):
+def test_images_and_masks_that_stay_alone_are_named_to_their_owner_alone(root):
     touch(root, "images/a.nii", "masks/a.nii", "images/Müller.nii", "masks/Maier.nii")
     shown, problems = pairs(root, "images/{case}", "masks/{case}")
     assert len(shown) == 1
-    assert [problem[:20] for problem in problems] == ["1 images have no mas", "1 masks have no imag"]
-    assert "M" not in "".join(problems)
+    assert [problem.sentence[:20] for problem in problems] == ["1 images have no mas", "1 masks have no imag"]
+    assert [problem.where for problem in problems] == ["images/Müller.nii", "masks/Maier.nii"]
+    assert "M" not in "".join(problem.sentence for problem in problems)
 
 
 def test_a_pattern_that_fits_a_case_twice_is_told(root):
     touch(root, "images/a.nii", "masks/a_1.nii", "masks/a_2.nii")
     shown, problems = pairs(root, "images/{case}", "masks/{case}_?")
     assert not shown
-    assert "fit a pattern several times" in problems[0]
+    assert "fit a pattern several times" in problems[0].sentence
 
 
 def test_one_name_in_two_formats_is_not_guessed_about(root):
@@ -115,8 +117,8 @@ def test_lines_with_missing_files_are_told_and_the_others_go_on(root):
     found, problems = pairs_by_table(root, table(root, "image,mask", "a.nii,b.nii", "x.nii,b.nii", "a.nii,"))
     assert len(found) == 1
     assert problems == [
-        "pairs.csv, line 3: the image does not exist",
-        "pairs.csv, line 4: there is no mask, and part is not test",
+        Problem("pairs.csv, line 3: the image does not exist", "x.nii, b.nii"),
+        Problem("pairs.csv, line 4: there is no mask, and it is not said to be for testing", "a.nii"),
     ]
 
 

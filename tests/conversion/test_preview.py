@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from nnunet_godc.conversion import preview
-from nnunet_godc.conversion.grid import IDENTITY, Grid, Volume
+from nnunet_godc.conversion.geometry import IDENTITY, Grid, Volume
 from nnunet_godc.conversion.nifti import nifti_header, write_nifti
 from nnunet_godc.conversion.preview import OTHER_COLOURS, PROBLEM, TUMOUR_COLOUR, WARNING, write_preview
 from nnunet_godc.errors import UserError
@@ -43,7 +43,7 @@ def make_case():
 
 def put(folder, name, image, label, orientation="LPS", part="Tr", grid=GRID):
     for kind, voxels, number in (("images", image, "_0000"), ("labels", label, "")):
-        turned = Volume(voxels, grid).turned(orientation)
+        turned = Volume(voxels, grid).reoriented(orientation)
         path = folder / f"{kind}{part}" / f"{name}{number}.nii.gz"
         write_nifti(path, turned.voxels, nifti_header(turned.grid, voxels.dtype), compression=1)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import os
+import re
 import subprocess
 from pathlib import Path
 
@@ -153,6 +154,11 @@ def told(content: bytes) -> list[str]:
     ]
 
 
+def without_paths(printed: bytes) -> bytes:
+    """Without the files at fault, in brackets at the ends of lines: they are told to their owner, and nobody else."""
+    return re.sub(rb" \[[^\]]*\]$", b"", printed, flags=re.MULTILINE)
+
+
 @pytest.fixture(scope="module")
 def hospital(tmp_path_factory: pytest.TempPathFactory) -> Hospital:
     hospital = Hospital(tmp_path_factory.mktemp("scans") / "Südtirol Geheim")
@@ -168,7 +174,7 @@ def test_nothing_private_is_written_or_printed(hospital: Hospital, tmp_path: Pat
     assert finished.returncode == 1
     assert b"4 training and 0 test cases" in finished.stdout, finished.stderr.decode()
     assert finished.stderr.count(b"\n  PANC_") == 10, finished.stderr.decode()
-    assert told(finished.stdout + finished.stderr) == []
+    assert told(finished.stdout + without_paths(finished.stderr)) == []
     written = [path for path in (tmp_path / "raw").rglob("*") if path.is_file()]
     assert len(written) == 4 + 4 + 2
     for path in written:
@@ -182,11 +188,13 @@ def test_nothing_private_is_written_or_printed(hospital: Hospital, tmp_path: Pat
     # A dry run reads the same headers.
     finished = convert(hospital.root, tmp_path, "-d", "777", "--dry-run")
     assert b"PANC_0001" in finished.stdout
-    assert told(finished.stdout + finished.stderr) == []
+    # But for the names of regions, without which nobody could write a label map.
+    listed = finished.stdout.replace(b"Oswald's liver", b"")
+    assert told(listed + without_paths(finished.stderr)) == []
 
     # The key file, on demand, is the one place where names stand.
     finished = convert(hospital.root, tmp_path, "--key-file", tmp_path / "keys.csv")
-    assert told(finished.stdout + finished.stderr) == []
+    assert told(finished.stdout + without_paths(finished.stderr)) == []
     assert "Wolkenstein" in told((tmp_path / "keys.csv").read_bytes())
     for path in (tmp_path / "raw").rglob("*"):
         if path.is_file():

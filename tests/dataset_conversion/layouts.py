@@ -12,8 +12,8 @@ import numpy as np
 import SimpleITK
 from numpy.typing import NDArray
 
-from nnunet_godc.conversion.grid import Grid, Triple, Volume, grid_from_affine
-from nnunet_godc.conversion.problems import Notes
+from nnunet_godc.conversion.geometry import Grid, Triple, Volume, grid_from_affine
+from nnunet_godc.conversion.problems import CaseLog
 
 SHAPE = (40, 36, 24)
 _LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
@@ -45,8 +45,8 @@ class Scan:
         """The same arrays, said to lie elsewhere."""
         return Scan(Volume(self.image.voxels, grid), Volume(self.label.voxels, grid))
 
-    def turned(self, orientation: str) -> Scan:
-        return Scan(self.image.turned(orientation), self.label.turned(orientation))
+    def reoriented(self, orientation: str) -> Scan:
+        return Scan(self.image.reoriented(orientation), self.label.reoriented(orientation))
 
 
 def make_scan(seed: int, shape: tuple[int, int, int] = SHAPE, spacing: Triple = (0.8, 0.8, 2.5)) -> Scan:
@@ -109,7 +109,7 @@ def read_back(path: Path) -> Volume[Any]:
     affine[:3, :3] = np.array(image.GetDirection()).reshape(3, 3) * image.GetSpacing()
     affine[:3, 3] = image.GetOrigin()
     voxels = SimpleITK.GetArrayFromImage(image).transpose(2, 1, 0)
-    return Volume(voxels, grid_from_affine(voxels.shape, affine, Notes()))
+    return Volume(voxels, grid_from_affine(voxels.shape, affine, CaseLog()))
 
 
 def assert_same_in_space(path: Path, truth: Volume[Any]) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import SimpleITK
 
-from nnunet_godc.conversion.grid import Grid, Volume
+from nnunet_godc.conversion.geometry import Grid, Volume
 from nnunet_godc.conversion.nifti import open_nifti
 from tests.dataset_conversion.layouts import (
     Scan,
@@ -196,7 +196,7 @@ def test_mixed_orientations_leave_in_one_with_image_and_label_together(source: P
     stored = {0: "LPS", 1: "RAS", 2: "LPI", 3: "RAI", 4: "SAR", 5: "PLS"}
     scans = {number: make_scan(number) for number in stored}
     for number, own in stored.items():
-        write_lits_case(source, number, scans[number].turned(own))
+        write_lits_case(source, number, scans[number].reoriented(own))
     result = convert("lits", source, "--orientation", orientation)
     assert result.status == 0, result.err
     for number in stored:
@@ -210,8 +210,8 @@ def test_mixed_orientations_leave_in_one_with_image_and_label_together(source: P
 
 def test_image_and_segmentation_stored_in_different_orientations_meet_in_the_patient(source: Path, convert):
     scan = make_scan(9)
-    write_nifti(source / "volume-9.nii", scan.image.turned("LPI"))
-    write_nifti(source / "segmentation-9.nii", scan.label.turned("RAS"))
+    write_nifti(source / "volume-9.nii", scan.image.reoriented("LPI"))
+    write_nifti(source / "segmentation-9.nii", scan.label.reoriented("RAS"))
     result = convert("lits", source)
     assert result.status == 0, result.err
     assert_is(result, "LiTS_009", scan)
@@ -222,7 +222,7 @@ def test_oblique_volumes_stay_oblique(source: Path, convert):
     direction = ((np.cos(angle), -np.sin(angle), 0.0), (np.sin(angle), np.cos(angle), 0.0), (0.0, 0.0, 1.0))
     scan = make_scan(4)
     scan = scan.on(replace(scan.grid, direction=direction))
-    write_lits_case(source, 4, scan.turned("RAI"))
+    write_lits_case(source, 4, scan.reoriented("RAI"))
     result = convert("lits", source)
     assert result.status == 0, result.err
     assert_is(result, "LiTS_004", scan)
@@ -271,12 +271,15 @@ def test_a_header_that_says_the_voxels_begin_at_0_is_not_passed_on(source: Path,
     assert_is(result, "LiTS_003", scan)
 
 
-def test_files_that_nnunet_reads_as_they_are_are_linked(source: Path, convert):
+def test_images_that_nnunet_reads_as_they_are_are_linked_on_demand(source: Path, convert):
     write_decathlon_case(source, "liver_3", make_scan(3))
-    result = convert("lits", source)
+    result = convert("lits", source, "--link")
     assert result.status == 0, result.err
     assert result.image("LiTS_003").samefile(source / "imagesTr" / "liver_3.nii.gz")
-    assert result.label("LiTS_003").samefile(source / "labelsTr" / "liver_3.nii.gz")
+    # Labels are corrected in nnUNet_raw, and the source must not change with them.
+    label, stored = result.label("LiTS_003"), source / "labelsTr" / "liver_3.nii.gz"
+    assert not label.samefile(stored)
+    assert label.read_bytes() == stored.read_bytes()
 
 
 @pytest.mark.parametrize("wrong", [0.5, 1.4, np.nan])
@@ -344,8 +347,8 @@ def test_segmentation_54_is_kept_with_a_warning(source: Path, convert):
 @pytest.mark.parametrize("own", ["LPS", "RAI"])
 def test_nothing_is_clipped(source: Path, convert, dtype: str, own: str):
     scan = make_scan(6)
-    write_nifti(source / "volume-6.nii", Volume(scan.image.voxels.astype(dtype), scan.grid).turned(own))
-    write_nifti(source / "segmentation-6.nii", scan.label.turned(own))
+    write_nifti(source / "volume-6.nii", Volume(scan.image.voxels.astype(dtype), scan.grid).reoriented(own))
+    write_nifti(source / "segmentation-6.nii", scan.label.reoriented(own))
     result = convert("lits", source)
     assert result.status == 0, result.err
     assert_same_in_space(result.image("LiTS_006"), scan.image)
@@ -381,7 +384,7 @@ def test_slices_from_0_7_to_5_mm_and_up_to_many_of_them(source: Path, convert):
         1: make_scan(1, shape=(20, 20, 9), spacing=(0.98, 0.98, 5.0)),
     }
     for number, scan in scans.items():
-        write_lits_case(source, number, scan.turned("RAS"))
+        write_lits_case(source, number, scan.reoriented("RAS"))
     result = convert("lits", source)
     assert result.status == 0, result.err
     for number, scan in scans.items():
@@ -439,7 +442,7 @@ def test_regions_nest_the_tumour_in_the_liver(source: Path, convert):
 
 def test_tumour_only_leaves_the_liver_out(source: Path, convert):
     scan = make_scan(0)
-    write_lits_case(source, 0, scan.turned("RAS"))
+    write_lits_case(source, 0, scan.reoriented("RAS"))
     result = convert("lits", source, "--tumour-only")
     assert result.status == 0
     assert result.json("dataset.json")["labels"] == {"background": 0, "tumour": 1}
@@ -463,7 +466,7 @@ def test_dry_run_tells_of_headers_and_writes_nothing(with_unknown_spacing, conve
 
 
 def test_the_source_stays_as_it_was(source: Path, convert):
-    write_lits_case(source, 0, make_scan(0).turned("RAS"))
+    write_lits_case(source, 0, make_scan(0).reoriented("RAS"))
     write_lits_case(source, 1, make_scan(1))
     before = {path.name: (path.read_bytes(), path.stat().st_mtime_ns) for path in source.iterdir()}
     assert convert("lits", source, "--file-ending", ".nii").status == 0
@@ -480,7 +483,7 @@ def test_a_target_inside_the_source_is_refused(source: Path, convert):
 
 def test_the_script_converts_as_the_command_does(source: Path, tmp_path: Path, run_script: Callable[..., str]):
     scan = make_scan(0)
-    write_lits_case(source, 0, scan.turned("RAS"))
+    write_lits_case(source, 0, scan.reoriented("RAS"))
     run_script("Dataset501_LiTS", "-i", source, "-o", tmp_path / "raw", "-d", "17", "-np", "1")
     folder = tmp_path / "raw" / "Dataset017_LiTS"
     assert_same_in_space(folder / "imagesTr" / "LiTS_000_0000.nii.gz", scan.image)
@@ -489,8 +492,8 @@ def test_the_script_converts_as_the_command_does(source: Path, tmp_path: Path, r
 
 def test_a_single_case_written_by_itk_is_read_as_one_written_by_nibabel(source: Path, convert):
     scan = make_scan(0)
-    write_itk(source / "volume-0.nii", scan.image.turned("RAI"))
-    write_itk(source / "segmentation-0.nii", scan.label.turned("RAI"))
+    write_itk(source / "volume-0.nii", scan.image.reoriented("RAI"))
+    write_itk(source / "segmentation-0.nii", scan.label.reoriented("RAI"))
     result = convert("lits", source)
     assert result.status == 0, result.err
     assert_is(result, "LiTS_000", scan)

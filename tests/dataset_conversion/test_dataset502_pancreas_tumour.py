@@ -5,6 +5,7 @@ import os
 import re
 import shutil
 import stat
+import unicodedata
 from argparse import ArgumentParser
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +15,7 @@ import pytest
 
 from nnunet_godc.cli.convert import load_converter
 from nnunet_godc.conversion import command
-from nnunet_godc.conversion.grid import Volume
+from nnunet_godc.conversion.geometry import Volume
 from tests.conversion.dicom_files import (
     PATIENT,
     UIDS,
@@ -79,7 +80,7 @@ def by_key(path: Path) -> dict[str, dict[str, str]]:
 @pytest.mark.parametrize("ending", [".nii.gz", ".nii", ".nrrd", ".mha", ".mhd", ".nhdr"])
 def test_every_volume_format_is_read(source: Path, convert, ending: str):
     scan = oblique(make_case(1))
-    write_pair(source, "Anna Schmidt", scan.turned("RAI"), ending)
+    write_pair(source, "Anna Schmidt", scan.reoriented("RAI"), ending)
     result = convert("pancreas", source, *ALL_TRAIN)
     assert result.status == 0, result.err
     assert result.folder.name == "Dataset502_PancreasTumour"
@@ -107,12 +108,12 @@ def test_a_changed_file_of_voxels_is_noticed_though_its_header_is_the_same(sourc
 
 def test_formats_may_differ_between_cases_and_between_image_and_mask(source: Path, convert):
     scans = [make_case(seed) for seed in (1, 2, 3)]
-    write_itk(source / "images" / "1.nrrd", scans[0].image.turned("RAS"))
-    write_itk(source / "masks" / "1.mha", scans[0].label.turned("LPI"))
+    write_itk(source / "images" / "1.nrrd", scans[0].image.reoriented("RAS"))
+    write_itk(source / "masks" / "1.mha", scans[0].label.reoriented("LPI"))
     write_nifti(source / "images" / "2.nii", scans[1].image)
     write_itk(source / "masks" / "2.nrrd", scans[1].label)
     write_series(source / "images" / "3", scans[2].image.voxels, scans[2].grid, dtype="<i2")
-    write_nifti(source / "masks" / "3.nii.gz", scans[2].label.turned("RAS"))
+    write_nifti(source / "masks" / "3.nii.gz", scans[2].label.reoriented("RAS"))
     result = convert("pancreas", source, *ALL_TRAIN)
     assert result.status == 0, result.err
     for number, scan in enumerate(scans, start=1):
@@ -230,7 +231,7 @@ def test_tumour_only_where_a_segment_fits_the_pattern_of_another_label_first(sou
         (("--label-map", "300=tumour"), "between 1 and 255"),
         (("--label-map", "1=background"), "nothing but background"),
         (("--label-map", "others=background"), "nothing but background"),
-        (("--test-share", "1"), "no share"),
+        (("--test-share", "1"), "not a share"),
         (("--image-pattern", "images/*"), "no {case} in it"),
         (("--mask-pattern", "labels/{case}"), "fits none"),
         (("--csv", "/nowhere/pairs.csv"), "cannot be read"),
@@ -334,7 +335,9 @@ def test_masks_on_another_grid_are_resampled_or_laid_on_the_voxels_as_asked(sour
     result = convert("pancreas", source, *ALL_TRAIN)
     assert result.status == 0, result.err
     assert_is(result, "PANC_0001", scan.with_label(np.roll(scan.label.voxels, 3, axis=0)))
-    assert any("resampled" in repair for repair in result.cases["PANC_0001"]["repairs"])
+    assert any("label moved by (" in warning for warning in result.cases["PANC_0001"]["warnings"])
+    assert "--label-grid image [masks/a.nii]" not in result.out
+    assert "--label-grid image [images/a.nii]" in result.out
     result = convert("pancreas", source, *ALL_TRAIN, "--label-grid", "image", "--overwrite")
     assert result.status == 0, result.err
     assert_is(result, "PANC_0001", scan)
@@ -348,7 +351,7 @@ def write_table(path: Path, *lines: str) -> Path:
 def test_a_table_gives_pairs_patients_names_and_parts(source: Path, convert, tmp_path: Path):
     scans = {name: make_case(seed) for seed, name in enumerate(("eins", "zwei", "drei"), start=1)}
     for name, scan in scans.items():
-        write_itk(source / f"Ordner {name}" / "ct.nrrd", scan.image.turned("RAS"))
+        write_itk(source / f"Ordner {name}" / "ct.nrrd", scan.image.reoriented("RAS"))
         write_itk(source / "Masken" / f"{name}.mha", scan.label)
     table = write_table(
         tmp_path / "Zuordnung.csv",
@@ -399,20 +402,26 @@ def test_lines_without_files_and_files_without_partners_are_told_together(source
     assert result.status == 1
     assert "1 images have no mask" in result.err
     assert "2 masks have no image" in result.err
-    assert not re.search("Schmidt|Maier|Huber", result.out + result.err)
+    assert "[images/Schmidt.nrrd]" in result.err  # for the eyes of whoever has the files
+    assert "[masks/Huber.nrrd, masks/Maier.nrrd]" in result.err
+    assert not re.search("Schmidt|Maier|Huber", (result.folder / "conversion.json").read_text(encoding="utf-8"))
     assert list(result.cases) == ["PANC_0001"]
 
 
-def test_the_papers_share_of_174_scans_is_34_for_testing(source: Path):
+def test_a_share_is_set_apart_for_testing_where_that_is_asked_for(source: Path):
     for number in range(174):
         for part in ("images", "masks"):
             (source / part).mkdir(exist_ok=True)
             (source / part / f"{number}.nii.gz").touch()
-    cases = find(source).cases
+    listing = find(source)
+    assert not any(case.test for case in listing.cases)
+    assert any("no case is set apart for testing" in warning for warning in listing.warnings)
+    share = ("--test-share", "0.195")
+    cases = find(source, *share).cases
     assert (sum(not case.test for case in cases), sum(case.test for case in cases)) == (140, 34)
     drawn = [case.name for case in cases if case.test]
-    assert [case.name for case in find(source).cases if case.test] == drawn
-    assert [case.name for case in find(source, "--seed", "1").cases if case.test] != drawn
+    assert [case.name for case in find(source, *share).cases if case.test] == drawn
+    assert [case.name for case in find(source, *share, "--seed", "1").cases if case.test] != drawn
 
 
 def test_scans_of_a_patient_stay_on_one_side(source: Path):
@@ -422,7 +431,7 @@ def test_scans_of_a_patient_stay_on_one_side(source: Path):
             folder.mkdir(parents=True, exist_ok=True)
             (folder / f"{number}.nii.gz").touch()
     patterns = ("--image-pattern", "images/{patient}/{case}", "--mask-pattern", "masks/{patient}/{case}")
-    cases = find(source, *patterns).cases
+    cases = find(source, *patterns, "--test-share", "0.2").cases
     assert 0 < sum(case.test for case in cases) < 20
     assert len({case.patient for case in cases}) == 23
     assert {case.patient for case in cases if case.test}.isdisjoint(case.patient for case in cases if not case.test)
@@ -514,7 +523,7 @@ def test_links_to_files_and_folders_are_followed(source: Path, convert, tmp_path
     assert "1 images have no mask" in result.err
 
 
-def test_broken_cases_are_told_by_their_new_names_and_the_others_go_on(source: Path, convert):
+def test_broken_cases_are_told_with_their_files_on_the_terminal_alone_and_the_others_go_on(source: Path, convert):
     good = make_case(1)
     write_pair(source, "Anna Schmidt", good)
     write_pair(source, "Bert Huber", make_case(2), ".nrrd")
@@ -527,7 +536,8 @@ def test_broken_cases_are_told_by_their_new_names_and_the_others_go_on(source: P
     assert result.status == 1
     assert "PANC_0002: the file is damaged" in result.err
     assert "PANC_0003: slices are missing" in result.err
-    assert not re.search("Anna|Schmidt|Bert|Huber|Carla|Maier", result.out + result.err)
+    assert "[images/Bert Huber.nrrd]" in result.err
+    assert not re.search("Bert|Huber|Carla|Maier", (result.folder / "conversion.json").read_text(encoding="utf-8"))
     assert list(result.cases) == ["PANC_0001"]
     assert_is(result, "PANC_0001", good)
 
@@ -558,3 +568,198 @@ def test_an_archive_given_as_source_or_as_image_is_refused(source: Path, convert
     assert result.status == 1
     assert "archive; unpack it first" in result.err
     assert not result.folder.exists()
+
+
+def test_a_mask_for_every_label_in_a_file_of_its_own(source: Path, convert):
+    scan = make_scan(1)
+    write_itk(source / "images" / "a.nrrd", scan.image)
+    folder = source / "masks" / "a"
+    write_nifti(folder / "pancreas.nii.gz", Volume((scan.label.voxels > 0).astype(np.uint8), scan.grid))
+    tumour = Volume(np.where(scan.label.voxels == 2, 255, 0).astype(np.float32), scan.grid)
+    write_itk(folder / "Tumour.mha", tumour.reoriented("RAI"))
+    write_nifti(folder / "spleen.nii", Volume(np.zeros_like(scan.label.voxels), scan.grid))
+    options = ("--label-map", "pancreas=pancreas", "tumo*r=tumour")
+    for number, pattern in enumerate(("masks/{case}/{label}", "{case}/{label}")):
+        if number:
+            (source / "masks" / "a").rename(source / "a")
+        result = convert("pancreas", source, *options, "--mask-pattern", pattern, "--overwrite")
+        assert result.status == 0, result.err
+        assert_is(result, "PANC_0001", scan)
+    table = write_table(source / "pairs.csv", "image,mask", "images/a.nrrd,a")
+    result = convert("pancreas", source, *options, "--csv", table, "--overwrite")
+    assert result.status == 0, result.err
+    assert_is(result, "PANC_0001", scan)
+    assert len(result.cases["PANC_0001"]["source"]["label"]) == 3
+    listed = convert("pancreas", source, *options, "--csv", table, "--overwrite", "--dry-run").out
+    assert "masks pancreas, spleen" in listed or "masks Tumour, pancreas, spleen" in listed
+
+
+def test_a_mask_of_one_label_with_several_values_is_refused(source: Path, convert):
+    scan = make_scan(1)
+    write_itk(source / "images" / "a.nrrd", scan.image)
+    write_itk(source / "masks" / "a" / "tumour.nrrd", scan.label)
+    result = convert("pancreas", source, "--mask-pattern", "masks/{case}/{label}")
+    assert result.status == 1
+    assert "a mask of one label holds several values ([1, 2])" in result.err
+
+
+def test_overlapping_segments_of_slicer_lie_in_layers(source: Path, convert):
+    import SimpleITK
+
+    scan = make_scan(1)
+    layers = np.stack([(scan.label.voxels > 0) * 1, (scan.label.voxels == 2) * 1], axis=-1).astype(np.uint8)
+    image = SimpleITK.GetImageFromArray(np.ascontiguousarray(layers.transpose(2, 1, 0, 3)), isVector=True)
+    image.SetSpacing(scan.grid.spacing)
+    image.SetOrigin(scan.grid.origin)
+    for number, name in enumerate(("Pancreas", "Tumor")):
+        for key, value in (("Name", name), ("LabelValue", "1"), ("Layer", str(number))):
+            image.SetMetaData(f"Segment{number}_{key}", value)
+    write_itk(source / "images" / "a.nrrd", scan.image)
+    (source / "masks").mkdir()
+    for compress in (False, True):
+        SimpleITK.WriteImage(image, str(source / "masks" / "a.seg.nrrd"), compress)
+        patterns = ("--mask-pattern", "masks/{case}.seg", "--label-map", "pancreas=pancreas", "*tumo*r*=tumour")
+        result = convert("pancreas", source, *patterns, "--overwrite")
+        assert result.status == 0, result.err
+        assert_is(result, "PANC_0001", scan)
+
+
+def test_masks_as_plain_dicom_series_one_folder_for_each_label(source: Path, convert):
+    """As 3D-IRCADb has them, whose masks hold 0 and 255."""
+    scan = oblique(make_scan(1))
+    write_series(source / "images" / "a", scan.image.voxels, scan.grid, dtype="<i2")
+    for name, inside in (("pancreas", scan.label.voxels > 0), ("tumour", scan.label.voxels == 2)):
+        voxels = np.where(inside, 255, 0).astype(np.uint8)
+        write_series(source / "masks" / "a" / name, voxels, scan.grid, intercept=0, dtype="u1", Modality="OT")
+    options = ("--mask-pattern", "masks/{case}/{label}", "--label-map", "pancreas=pancreas", "tumour=tumour")
+    result = convert("pancreas", source, *options)
+    assert result.status == 0, result.err
+    assert_is(result, "PANC_0001", scan)
+    single = ("--mask-pattern", "masks/{case}/tumour", "--label-map", "255=tumour", "--overwrite")
+    result = convert("pancreas", source, *single)
+    assert result.status == 0, result.err
+    assert_is(result, "PANC_0001", scan.with_label(scan.label.voxels == 2))
+
+
+def test_nifti_pairs_are_no_less_a_cohort(source: Path, convert):
+    import nibabel
+
+    scan = make_case(1)
+    for part, volume in (("images", scan.image), ("masks", scan.label)):
+        (source / part).mkdir()
+        affine = np.diag([-1, -1, 1, 1]) @ scan.grid.affine
+        nibabel.save(nibabel.Nifti1Pair(volume.voxels, affine), source / part / "a.hdr")
+    result = convert("pancreas", source)
+    assert result.status == 0, result.err
+    assert_is(result, "PANC_0001", scan)
+    assert len(result.cases["PANC_0001"]["source"]["image"]) == 2
+    (source / "images" / "a.img").unlink()
+    result = convert("pancreas", source, "--overwrite")
+    assert result.status == 1
+    assert ".img file" in result.err
+
+
+def test_a_table_names_series_and_test_cases(source: Path, convert, tmp_path: Path):
+    scans = [make_case(1), make_case(2, shape=SMALL)]
+    for number, scan in enumerate(scans, start=1):
+        write_series(source / "ct", scan.image.voxels, scan.grid, dtype="<i2", number=number)
+        write_itk(source / f"{number}.nrrd", scan.label)
+    lines = ("image,mask,series,test", "ct,1.nrrd,1,no", "ct,2.nrrd,2,yes")
+    result = convert("pancreas", source, "--csv", write_table(tmp_path / "pairs.csv", *lines))
+    assert result.status == 0, result.err
+    assert_is(result, "PANC_0001", scans[0])
+    assert_is(result, "PANC_0002", scans[1])
+    assert result.image("PANC_0002").parent.name == "imagesTs"
+    wrong = write_table(tmp_path / "pairs.csv", "image,mask,test", "ct,1.nrrd,perhaps")
+    assert "it is yes or no" in convert("pancreas", source, "--csv", wrong).err
+
+
+def test_patients_are_told_apart_by_the_patient_id_which_is_not_written(source: Path, convert):
+    for number in range(4):
+        scan = make_case(number, shape=SMALL)
+        write_series(
+            source / "images" / str(number), scan.image.voxels, scan.grid, dtype="<i2", PatientID=f"SECRET-{number % 3}"
+        )
+        write_itk(source / "masks" / f"{number}.nrrd", scan.label)
+    result = convert("pancreas", source)
+    assert result.status == 0, result.err
+    patients = [result.cases[f"PANC_{number:04d}"]["patient"] for number in (1, 2, 3, 4)]
+    assert patients == ["PANC_0001", "PANC_0002", "PANC_0003", "PANC_0001"]
+    assert "4 DICOM scans told apart by their PatientID: 3 patients" in result.out
+    assert "SECRET" not in result.out + (result.folder / "conversion.json").read_text(encoding="utf-8")
+
+
+def test_a_patient_id_that_all_scans_share_tells_nothing(source: Path, convert):
+    for number in range(3):
+        scan = make_case(number, shape=SMALL)
+        write_series(source / "images" / str(number), scan.image.voxels, scan.grid, dtype="<i2", PatientID="ANON-0")
+        write_itk(source / "masks" / f"{number}.nrrd", scan.label)
+    result = convert("pancreas", source)
+    assert result.status == 0, result.err
+    assert len({record["patient"] for record in result.cases.values()}) == 3
+    assert "all DICOM scans name the same PatientID" in result.out
+
+
+def test_strict_turns_warnings_into_errors(source: Path, convert):
+    scan = make_case(1)
+    write_nifti(source / "images" / "a.nii", scan.image)
+    write_nifti(source / "masks" / "a.nii", scan.label, affine=np.eye(4))
+    result = convert("pancreas", source, "--strict")
+    assert result.status == 1
+    assert "takes the image's geometry" in result.err
+    assert not result.folder.exists()
+    assert convert("pancreas", source).status == 0
+    # What an earlier run let pass does not pass either.
+    assert convert("pancreas", source, "--strict").status == 1
+
+
+def test_a_label_without_position_on_a_series_is_refused_but_on_demand(source: Path, convert):
+    """Whatever order its program gave the voxels: a transposed or flipped label would not be seen."""
+    scan = make_case(1)
+    write_series(source / "images" / "a", scan.image.voxels, scan.grid, dtype="<i2")
+    write_nifti(source / "masks" / "a.nii", scan.label, affine=np.eye(4), sform_code=0, qform_code=0)
+    result = convert("pancreas", source)
+    assert result.status == 1
+    assert "says nothing of its position" in result.err
+    result = convert("pancreas", source, "--label-grid", "image")
+    assert result.status == 0, result.err
+    assert_is(result, "PANC_0001", scan)
+
+
+def test_a_source_is_not_changed_by_whoever_corrects_a_label_in_the_dataset(source: Path, convert):
+    scan = make_case(1)
+    image = write_nifti(source / "images" / "a.nii", scan.image)
+    label = write_nifti(source / "masks" / "a.nii", scan.label)
+    result = convert("pancreas", source, "--file-ending", ".nii")
+    assert not result.image("PANC_0001").samefile(image)
+    assert not result.label("PANC_0001").samefile(label)
+
+
+@pytest.mark.parametrize(("stored", "asked"), [("NFC", "NFD"), ("NFD", "NFC")])
+def test_accents_may_be_one_character_or_two(source: Path, convert, tmp_path: Path, stored: str, asked: str):
+    scan = make_case(1)
+    names = [unicodedata.normalize(form, "Müller") for form in (stored, asked)]
+    write_itk(source / "images" / f"{names[0]}.nrrd", scan.image)
+    write_itk(source / "masks" / f"{names[1]}.nrrd", scan.label)
+    result = convert("pancreas", source)
+    assert result.status == 0, result.err
+    table = write_table(tmp_path / "pairs.csv", "image,mask", f"images/{names[1]}.nrrd,masks/{names[0]}.nrrd")
+    result = convert("pancreas", source, "--csv", table, "--overwrite")
+    assert result.status == 0, result.err
+    assert_is(result, "PANC_0001", scan)
+
+
+def test_a_dry_run_tells_series_regions_and_values(source: Path, convert):
+    scan = make_scan(1)
+    files = write_series(source / "images" / "a", scan.image.voxels, scan.grid, dtype="<i2", number=7)
+    (source / "masks").mkdir()
+    write_segmentation(source / "masks" / "a.dcm", files, {"Tumor [1]": scan.label.voxels == 2})
+    write_itk(source / "images" / "b.nrrd", scan.image)
+    write_itk(source / "masks" / "b.nrrd", scan.label)
+    result = convert("pancreas", source, "--dry-run")
+    assert "series 7, regions 'Tumor [1]'" in result.out
+    assert "values 1 2" in result.out
+    assert not result.folder.exists()
+    result = convert("pancreas", source, "--label-map", "tumor [1]=tumour", "1=background", "2=tumour")
+    assert result.status == 0, result.err
+    assert_is(result, "PANC_0001", scan.with_label(scan.label.voxels == 2))

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from nnunet_godc.conversion.grid import Grid, Volume
+from nnunet_godc.conversion.geometry import Grid, Volume
 from tests.conversion.dicom_files import write_series
 from tests.dataset_conversion.layouts import (
     Scan,
@@ -33,7 +33,7 @@ def write_case(root: Path, number: int, scan: Scan, *, header: str) -> None:
     """
     folder = root / "Pancreas-CT" / f"PANCREAS_{number:04d}" / UIDS[0] / UIDS[1]
     write_series(folder, scan.image.voxels, scan.grid, dtype="<i2")
-    flipped = scan.label.turned("LAS")
+    flipped = scan.label.reoriented("LAS")
     path = root / "TCIA_pancreas_labels-02-05-2017" / f"label{number:04d}.nii.gz"
     if header == "honest":
         write_nifti(path, flipped)
@@ -142,7 +142,7 @@ def test_a_label_of_another_number_of_slices_is_an_error(source: Path, convert):
     write_case(source, 1, scan, header="honest")
     grid = Grid((40, 36, 23), scan.grid.spacing, scan.grid.origin, scan.grid.direction)
     short = Volume(scan.label.voxels[:, :, 1:], grid)
-    write_nifti(source / "TCIA_pancreas_labels-02-05-2017" / "label0001.nii.gz", short.turned("LAS"))
+    write_nifti(source / "TCIA_pancreas_labels-02-05-2017" / "label0001.nii.gz", short.reoriented("LAS"))
     result = convert("nih-pancreas", source)
     assert result.status == 1
     assert "NIH_0001" in result.err

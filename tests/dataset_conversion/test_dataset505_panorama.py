@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from nnunet_godc.conversion.grid import Volume
+from nnunet_godc.conversion.geometry import Volume
 from tests.dataset_conversion.layouts import (
     Scan,
     assert_is,
@@ -98,7 +98,7 @@ def test_masks_of_wide_types_become_bytes(source: Path, convert, dtype: type):
 @pytest.mark.parametrize("own", ["LPS", "RAS", "LPI"])
 def test_headers_with_qform_alone_are_believed(source: Path, convert, own: str):
     scan = make_panorama(1)
-    stored = scan.turned(own)
+    stored = scan.reoriented(own)
     write_nifti(source / "batch_1" / "100001_00001_0000.nii.gz", stored.image, sform_code=0)
     write_nifti(source / "labels" / "100001_00001.nii.gz", stored.label, sform_code=0)
     result = convert("panorama", source)
@@ -108,7 +108,7 @@ def test_headers_with_qform_alone_are_believed(source: Path, convert, own: str):
 
 def test_a_label_with_sform_code_0_beside_an_image_with_both_forms(source: Path, convert):
     scan = make_panorama(1)
-    write_nifti(source / "batch_1" / "100001_00001_0000.nii.gz", scan.image.turned("RAS"))
+    write_nifti(source / "batch_1" / "100001_00001_0000.nii.gz", scan.image.reoriented("RAS"))
     write_nifti(source / "labels" / "100001_00001.nii.gz", scan.label, sform_code=0)
     result = convert("panorama", source)
     assert result.status == 0, result.err
@@ -124,14 +124,16 @@ def test_label_that_knows_no_position_takes_its_images(source: Path, convert):
     result = convert("panorama", source)
     assert result.status == 0, result.err
     assert_same_in_space(result.label("PANORAMA_100001_00001"), scan.label)
-    assert any("geometry" in repair for repair in result.cases["PANORAMA_100001_00001"]["repairs"])
+    assert any("geometry" in warning for warning in result.cases["PANORAMA_100001_00001"]["warnings"])
 
 
 def test_lps_and_ras_mixed_leave_in_one_orientation(source: Path, convert):
     stored = {"100001_00001": ("LPS", "RAS"), "100002_00001": ("RAS", "LPS"), "100003_00001": ("RAS", "RAS")}
     scans = {case: make_panorama(int(case[5])) for case in stored}
     for case, (image, label) in stored.items():
-        write_panorama_case(source, case, Scan(scans[case].image.turned(image), scans[case].label.turned(label)))
+        write_panorama_case(
+            source, case, Scan(scans[case].image.reoriented(image), scans[case].label.reoriented(label))
+        )
     result = convert("panorama", source)
     assert result.status == 0, result.err
     for case, scan in scans.items():
@@ -213,9 +215,9 @@ def test_scans_that_an_msd_dataset_has_are_recognised_in_another_orientation(sou
     msd = tmp_path / "MSD"
     for number, scan in ((1, shared), (2, make_panorama(3))):
         label = np.choose(scan.label.voxels, (0, 2, 0, 0, 1, 0, 0))
-        write_decathlon_case(msd, f"pancreas_{number:03d}", scan.with_label(label).turned("RAS"))
+        write_decathlon_case(msd, f"pancreas_{number:03d}", scan.with_label(label).reoriented("RAS"))
     as_float = Volume(shared.image.voxels.astype(np.float64), shared.grid)
-    write_panorama_case(source, "100001_00001", Scan(as_float.turned("LPI"), shared.label))
+    write_panorama_case(source, "100001_00001", Scan(as_float.reoriented("LPI"), shared.label))
     write_panorama_case(source, "100002_00001", own)
     other = convert("msd-pancreas", msd)
     assert other.status == 0, other.err
@@ -257,7 +259,7 @@ def test_tumour_only_keeps_the_lesion(source: Path, convert):
     scan = make_panorama(1)
     label = scan.label.voxels.copy()
     label[0, 0, 0] = 7
-    write_panorama_case(source, "100001_00001", scan.with_label(label).turned("RAS"))
+    write_panorama_case(source, "100001_00001", scan.with_label(label).reoriented("RAS"))
     result = convert("panorama", source, "--tumour-only")
     assert result.status == 0, result.err
     assert result.json("dataset.json")["labels"] == {"background": 0, "tumour": 1}

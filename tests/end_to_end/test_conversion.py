@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from nnunet_godc.conversion.grid import Volume, grid_from_affine
-from nnunet_godc.conversion.problems import Notes
+from nnunet_godc.conversion.geometry import Volume, grid_from_affine
+from nnunet_godc.conversion.problems import CaseLog
 from tests.conversion.dicom_files import write_segmentation, write_series
 from tests.dataset_conversion.layouts import (
     Scan,
@@ -39,7 +39,7 @@ pytestmark = [
 def load(path: Path) -> Volume[Any]:
     image = nibabel.load(path)
     lps = np.diag([-1.0, -1.0, 1.0, 1.0]) @ image.affine
-    return Volume(np.asarray(image.dataobj), grid_from_affine(image.shape, lps, Notes()))
+    return Volume(np.asarray(image.dataobj), grid_from_affine(image.shape, lps, CaseLog()))
 
 
 def with_lesion(ct: Volume[Any], organs: Volume[Any], organ: int, radius: float) -> Scan:
@@ -72,21 +72,21 @@ def scans() -> dict[int, list[Scan]]:
     )
     parts = [(ct, organs), (Volume(ct.voxels[:, :, 12:102], grid), Volume(organs.voxels[:, :, 12:102], grid))]
     return {
-        organ: [with_lesion(image, label, organ, radius).turned("LPS") for image, label in parts]
+        organ: [with_lesion(image, label, organ, radius).reoriented("LPS") for image, label in parts]
         for organ, radius in ((LIVER, 20.0), (PANCREAS, 10.0))
     }
 
 
 def write_lits(root: Path, scans: list[Scan]) -> None:
     whole, part = scans
-    write_lits_case(root / "Training Batch 1", 3, whole.turned("RAS"))
-    write_nifti(root / "Training Batch 2" / "volume-53.nii", part.image.turned("LPI"))
-    write_nifti(root / "Training Batch 2" / "segmentation-53.nii", part.label.turned("LPI"), affine=np.eye(4))
+    write_lits_case(root / "Training Batch 1", 3, whole.reoriented("RAS"))
+    write_nifti(root / "Training Batch 2" / "volume-53.nii", part.image.reoriented("LPI"))
+    write_nifti(root / "Training Batch 2" / "segmentation-53.nii", part.label.reoriented("LPI"), affine=np.eye(4))
 
 
 def write_in_house(root: Path, scans: list[Scan]) -> None:
     whole, part = (tumour_of(scan) for scan in scans)
-    write_itk(root / "images" / "a.nrrd", whole.image.turned("RAI"))
+    write_itk(root / "images" / "a.nrrd", whole.image.reoriented("RAI"))
     write_itk(root / "masks" / "a.mha", whole.label)
     files = write_series(root / "images" / "b", part.image.voxels, part.grid, dtype="<i2")
     write_segmentation(root / "masks" / "b.dcm", files, {"Tumor": part.label.voxels > 0})
@@ -94,7 +94,7 @@ def write_in_house(root: Path, scans: list[Scan]) -> None:
 
 def write_msd(root: Path, scans: list[Scan]) -> None:
     for number, scan in enumerate(scans, start=1):
-        write_decathlon_case(root / "Task07_Pancreas", f"pancreas_{number:03d}", scan.turned("RAS"))
+        write_decathlon_case(root / "Task07_Pancreas", f"pancreas_{number:03d}", scan.reoriented("RAS"))
 
 
 def write_nih(root: Path, scans: list[Scan]) -> None:
@@ -102,17 +102,17 @@ def write_nih(root: Path, scans: list[Scan]) -> None:
         folder = root / f"PANCREAS_{number:04d}" / "study" / "series"
         write_series(folder, scan.image.voxels, scan.grid, dtype="<i2")
         label = root / "labels" / f"label{number:04d}.nii.gz"
-        flipped = scan.without_tumour().label.turned("LAS")
+        flipped = scan.without_tumour().label.reoriented("LAS")
         write_nifti(label, flipped, affine=np.eye(4), sform_code=0, qform_code=0)
 
 
 def write_panorama(root: Path, scans: list[Scan]) -> None:
     for patient, (scan, own) in enumerate(zip(scans, ("LPS", "RAS"), strict=True), start=100001):
-        write_panorama_case(root, f"{patient}_00001", scan.turned(own))
+        write_panorama_case(root, f"{patient}_00001", scan.reoriented(own))
         label = as_panorama(scan).label.voxels.astype(np.float64)
         label[0, 0, 0] = 7
         path = root / "automatic_labels" / f"{patient}_00001.nii.gz"
-        write_nifti(path, Volume(label, scan.grid).turned("RAS"), sform_code=0)
+        write_nifti(path, Volume(label, scan.grid).reoriented("RAS"), sform_code=0)
 
 
 def write_real_series(root: Path, scans: list[Scan]) -> None:

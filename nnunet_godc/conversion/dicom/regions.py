@@ -5,26 +5,20 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from nnunet_godc.conversion.dicom import DicomSeries
-from nnunet_godc.conversion.problems import CaseError, Notes
+from nnunet_godc.conversion.dicom.series import DicomSeries
+from nnunet_godc.conversion.problems import CaseError, CaseLog
 
 Mask = NDArray[np.bool_]  # (i, j, k) of the series, Fortran order
 
 
-def warn_once(warning: str, notes: Notes) -> None:
-    """Notes a warning, unless it has been: a region may be drawn several times."""
-    if warning not in notes.warnings:
-        notes.warnings.append(warning)
-
-
-def note_frame_of_reference(named: str, series: DicomSeries, notes: Notes) -> None:
+def note_frame_of_reference(named: str, series: DicomSeries, notes: CaseLog) -> None:
     """Warns where the regions name another frame of reference than `series` has."""
     own = series.slices[0].frame_of_reference
     if named and own and named != own:
-        warn_once("the DICOM mask names another frame of reference than the series; look whether it fits", notes)
+        notes.warn_once("the DICOM mask names another frame of reference than the series; look whether it fits")
 
 
-def note_outside(outside: int, whole: int, what: str, notes: Notes) -> None:
+def note_outside(outside: int, whole: int, what: str, notes: CaseLog) -> None:
     """Warns where `outside` of `whole` voxels or contours of a region lie beside the series.
 
     Raises:
@@ -33,4 +27,4 @@ def note_outside(outside: int, whole: int, what: str, notes: Notes) -> None:
     if outside and outside == whole:
         raise CaseError(f"all {what} of a region of the DICOM mask lie beside the series; give the one it was drawn on")
     if outside:
-        warn_once(f"{outside} of {whole} {what} of a region of the DICOM mask lie beside the series: left out", notes)
+        notes.warn_once(f"{outside} of {whole} {what} of a region of the DICOM mask lie beside the series: left out")

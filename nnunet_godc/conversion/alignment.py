@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import numpy as np
-import SimpleITK
 from numpy.typing import NDArray
 
 from nnunet_godc.conversion.formats import VolumeFile
-from nnunet_godc.conversion.grid import Grid, Matrix, Volume
+from nnunet_godc.conversion.geometry import Grid, Matrix, Volume
 from nnunet_godc.conversion.labels import LabelArray
-from nnunet_godc.conversion.problems import CaseError, Notes, UnknownGeometryError
+from nnunet_godc.conversion.problems import CaseError, CaseLog, UnknownGeometryError
+from nnunet_godc.conversion.resampling import resampled_to
 
 LabelGrid = Literal["physical", "image", "axes"]
 
@@ -19,68 +20,87 @@ _LAS: Matrix = ((1.0, 0.0, 0.0), (0.0, -1.0, 0.0), (0.0, 0.0, 1.0))
 LOST = 0.2  # share of the labelled volume that may go when a label is brought onto another grid, before we speak up
 
 
-def place_label(
+def align_label(
     file: VolumeFile,
     stored: LabelArray,
     image_grid: Grid,
     policy: LabelGrid,
-    notes: Notes,
+    notes: CaseLog,
     *,
     orientation: str,
     image: NDArray[Any],
+    other_grids: Sequence[Grid] = (),
+    image_is_dicom: bool = False,
 ) -> tuple[LabelArray, Grid | None]:
-    """The label as it lies on the image's grid, turned to `orientation`.
+    """The label as it lies on the image's grid, reoriented to `orientation`.
 
-    Where both headers put every voxel to the same place, whatever the order of their axes, they are believed. Else:
+    Where both headers put every voxel to the same place, whatever the order of their axes, they are believed; a header
+    may put it to two places (a NIfTI's sform and qform), of which the label fits whichever its program took. Else:
 
     - ``"physical"``: the label is resampled in physical space by nearest neighbour. A label whose header is unfilled,
-      on an array of the image's shape, takes the image's geometry.
+      on an array of the image's shape, takes the image's geometry, unless that is a DICOM series, whose voxels have no
+      order that another program must have kept.
     - ``"image"``: the label has the image's indices and takes its geometry; its header is known to be worth nothing.
     - ``"axes"``: the label's header tells the directions of its axes and no more; its position is the image's. Where it
       tells nothing, its rows run to the front and its slices to the head, against an LPS image flipped in y.
 
     Args:
         stored: the label in the file's order of axes.
-        image: the image's voxels, turned to `orientation`: under an unsure label its tissue is looked at.
+        image: the image's voxels, reoriented to `orientation`: under an unsure label its tissue is looked at.
+        other_grids: where the image's header puts it, too.
 
     Returns:
-        The label, shape of the turned image, and the grid that its header describes (None if it describes none).
+        The label, shape of the reoriented image, and the grid that its header describes (None if it describes none).
 
     Raises:
-        CaseError: shapes that do not fit, or a label that lies outside the image.
+        CaseError: shapes that do not fit, a label that lies outside the image, or one that says nothing of its
+            position on a DICOM series.
     """
-    own_notes = Notes()
+    own_notes = CaseLog()
     grid = _grid_by_header(file, policy, own_notes)
-    target = image_grid.turned(orientation)[0]
+    target = image_grid.reoriented(orientation)[0]
     if grid is not None:
-        turned = Volume(stored, grid).turned(orientation)
-        if turned.grid.matches(target):
-            notes.repairs.extend(own_notes.repairs)
-            return turned.voxels, grid
+        for image_form in (image_grid, *other_grids):
+            for form in (grid, *file.other_grids("label")):
+                on_image = Volume(stored, form).reoriented(image_form.orientation)
+                if on_image.grid.matches(image_form):
+                    notes.repairs.extend(own_notes.repairs)
+                    if image_form is not image_grid or form is not grid:
+                        notes.repairs.append("label fits its image by qform, not by sform: laid onto its voxels")
+                    return Volume(on_image.voxels, image_grid).reoriented(orientation).voxels, grid
+        turned = Volume(stored, grid).reoriented(orientation)
         if policy == "physical":
             notes.repairs.extend(own_notes.repairs)
             return _resampled(turned, target, notes), grid
     if policy == "axes":
         axes = grid or Grid(stored.shape, (1.0, 1.0, 1.0), (0.0, 0.0, 0.0), _LAS)
-        turned = Volume(stored, axes).turned(orientation)
+        turned = Volume(stored, axes).reoriented(orientation)
         if turned.grid.shape == target.shape:
             by = "its header" if grid else "rule (rows to the front, slices to the head)"
             notes.repairs.append(f"label turned along the axes of {by} and laid onto the image's grid")
             _compare_flips(turned.voxels, image, notes)
             return turned.voxels, grid
+    if policy == "physical" and image_is_dicom:
+        raise CaseError(
+            "the label's header says nothing of its position, and the voxels of a DICOM series have no order that it "
+            "must have kept: it may be flipped or transposed. Export it with its position, or take columns, rows and "
+            "slices in the order of their positions with --label-grid image and look at the preview"
+        )
     if stored.shape != image_grid.shape:
         raise CaseError(
             f"image and label differ in shape: {_times(image_grid.shape)} and {_times(stored.shape)} voxels; "
             "they do not belong together"
         )
     says = "says nothing of its position" if grid is None else "puts it elsewhere"
-    notes.repairs.append(f"label takes the image's geometry: its own header {says}, and the shapes agree")
-    placed = Volume(stored, image_grid).turned(orientation).voxels
+    # A collection's own rule holds for all cases alike; what one header lacks is for a person to look at.
+    told = notes.warnings if policy == "physical" else notes.repairs
+    told.append(f"label takes the image's geometry: its own header {says}, and the shapes agree")
+    placed = Volume(stored, image_grid).reoriented(orientation).voxels
     _compare_flips(placed, image, notes)
     return placed, grid
 
 
-def _grid_by_header(file: VolumeFile, policy: LabelGrid, notes: Notes) -> Grid | None:
+def _grid_by_header(file: VolumeFile, policy: LabelGrid, notes: CaseLog) -> Grid | None:
     """The grid that the label's own header describes; None where it describes none."""
     try:
         return file.grid(notes, what="label")
@@ -93,23 +113,26 @@ def _grid_by_header(file: VolumeFile, policy: LabelGrid, notes: Notes) -> Grid |
         return None
 
 
-def _resampled(label: Volume[np.uint8], target: Grid, notes: Notes) -> LabelArray:
+def _resampled(label: Volume[np.uint8], target: Grid, notes: CaseLog) -> LabelArray:
     before = np.count_nonzero(label.voxels) * label.grid.voxel_ml
-    resample = SimpleITK.ResampleImageFilter()
-    resample.SetInterpolator(SimpleITK.sitkNearestNeighbor)
-    resample.SetReferenceImage(_reference(target))
-    resample.SetOutputPixelType(SimpleITK.sitkUInt8)
-    resampled = resample.Execute(_with_grid(SimpleITK.GetImageFromArray(label.voxels.transpose(2, 1, 0)), label.grid))
-    placed = np.array(SimpleITK.GetArrayViewFromImage(resampled)).transpose(2, 1, 0)
+    placed = resampled_to(target, label)
     after = np.count_nonzero(placed) * target.voxel_ml
     if before and not after:
         raise CaseError(
             "the label lies outside the image; image and label do not belong together, or a header is wrong"
         )
-    notes.repairs.append(
-        f"label on another grid ({_times(label.grid.shape)} voxels) resampled by nearest neighbour onto the image's "
-        f"({_times(target.shape)}): {before:.3g} ml became {after:.3g} ml"
-    )
+    volumes = f"{before:.3g} ml became {after:.3g} ml"
+    if label.grid.is_shifted_from(target):
+        moved = ", ".join(f"{a - b:.4g}" for a, b in zip(label.grid.origin, target.origin, strict=True))
+        notes.warnings.append(
+            f"label moved by ({moved}) mm, as its header says, though its shape and directions are the image's: "
+            f"{volumes}. If it was drawn on this image, take the image's position with --label-grid image"
+        )
+    else:
+        notes.warnings.append(
+            f"label on another grid ({_times(label.grid.shape)} voxels) resampled by nearest neighbour onto the "
+            f"image's ({_times(target.shape)}): {volumes}"
+        )
     if abs(after - before) > LOST * before:
         notes.warnings.append(
             f"resampling changed the labelled volume from {before:.3g} to {after:.3g} ml; look at the preview"
@@ -117,18 +140,7 @@ def _resampled(label: Volume[np.uint8], target: Grid, notes: Notes) -> LabelArra
     return placed
 
 
-def _reference(grid: Grid) -> SimpleITK.Image:
-    return _with_grid(SimpleITK.Image(list(grid.shape), SimpleITK.sitkUInt8), grid)
-
-
-def _with_grid(image: SimpleITK.Image, grid: Grid) -> SimpleITK.Image:
-    image.SetSpacing(grid.spacing)
-    image.SetOrigin(grid.origin)
-    image.SetDirection([value for row in grid.direction for value in row])
-    return image
-
-
-def _compare_flips(label: LabelArray, image: NDArray[Any], notes: Notes) -> None:
+def _compare_flips(label: LabelArray, image: NDArray[Any], notes: CaseLog) -> None:
     """Warn if the tissue under the label is far more uniform with the label mirrored: then it lies the wrong way."""
     where = np.nonzero(label)
     if not len(where[0]):

@@ -9,7 +9,7 @@ from typing import Any, Generic, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from nnunet_godc.conversion.problems import CaseError, Notes
+from nnunet_godc.conversion.problems import CaseError, CaseLog, IrregularError
 
 Triple = tuple[float, float, float]
 Matrix = tuple[Triple, Triple, Triple]
@@ -72,7 +72,11 @@ class Grid:
         apart = np.abs(corners @ (self.affine - other.affine).T).max()
         return bool(apart <= tolerance * min(self.spacing))
 
-    def turned(self, orientation: str) -> tuple[Grid, tuple[int, ...], tuple[slice, ...]]:
+    def is_shifted_from(self, other: Grid) -> bool:
+        """Whether it is the other grid but for its origin."""
+        return replace(self, origin=other.origin).matches(other)
+
+    def reoriented(self, orientation: str) -> tuple[Grid, tuple[int, ...], tuple[slice, ...]]:
         """This grid with its axes along `orientation`, and how to bring an array there.
 
         Returns:
@@ -103,7 +107,7 @@ class Grid:
         """The same grid with other voxel sizes; its first voxel stays where it is."""
         return replace(self, spacing=spacing)
 
-    def with_given_spacing(self, spacing: Triple | None, notes: Notes, *, what: str) -> Grid:
+    def with_given_spacing(self, spacing: Triple | None, notes: CaseLog, *, what: str) -> Grid:
         """The grid with the voxel sizes that a user gives, mm along i, j, k; None leaves it as it is.
 
         A change is noted as a repair of `what`; what only rounding tells apart is none.
@@ -141,19 +145,19 @@ class Volume(Generic[Voxel]):
         if self.voxels.shape != self.grid.shape:
             raise ValueError(f"voxels of shape {self.voxels.shape} on a grid of shape {self.grid.shape}")
 
-    def turned(self, orientation: str) -> Volume[Voxel]:
+    def reoriented(self, orientation: str) -> Volume[Voxel]:
         """The same patient stored along other axes, for example ``"LPS"``: a view, no value changes."""
-        grid, order, flips = self.grid.turned(orientation)
+        grid, order, flips = self.grid.reoriented(orientation)
         return Volume(self.voxels.transpose(order)[flips], grid)
 
 
-def is_unfilled(affine: NDArray[np.float64]) -> bool:
+def is_default_affine(affine: NDArray[np.float64]) -> bool:
     """Whether an affine is what a program writes that knows nothing: the identity, perhaps with flipped axes."""
     return bool(np.array_equal(np.abs(affine), np.eye(4)))
 
 
 def grid_from_affine(
-    shape: tuple[int, int, int], affine: NDArray[np.float64], notes: Notes, *, what: str = "image"
+    shape: tuple[int, int, int], affine: NDArray[np.float64], notes: CaseLog, *, what: str = "image"
 ) -> Grid:
     """The grid that an LPS `affine` (shape (4, 4), mm) describes.
 
@@ -164,20 +168,20 @@ def grid_from_affine(
         CaseError: an entry is not finite, a column vanishes, or the axes are skewed by more than `MAX_SKEW` degrees.
     """
     if not np.isfinite(affine).all():
-        raise CaseError(f"the {what}'s position in space holds a value that is not a number; mend its header")
+        raise CaseError(f"the {what}'s position in space holds a value that is not a number; fix its header")
     columns = affine[:3, :3].astype(np.float64)
     spacing = np.linalg.norm(columns, axis=0)
     if spacing.min() <= 1e-6 or spacing.max() > 1e4:
-        raise CaseError(f"the {what}'s voxels are {_mm(spacing)} mm large, which cannot be; mend its header")
+        raise CaseError(f"the {what}'s voxels are {_mm(spacing)} mm large, which cannot be; fix its header")
     cosines = columns / spacing
     between_axes = np.abs(cosines.T @ cosines)[np.triu_indices(3, 1)]
     skew = float(np.degrees(np.arcsin(np.clip(between_axes, 0, 1)).max()))
     left, singular, right = np.linalg.svd(cosines)
     nearest = left @ right
     if skew > MAX_SKEW or singular.min() < 0.5:
-        raise CaseError(
-            f"the {what}'s axes are skewed by {skew:.1f} degrees (a gantry tilt or a shear); "
-            "resample it to a right-angled grid first, for example with dcm2niix"
+        raise IrregularError(
+            f"the {what}'s axes are skewed by {skew:.1f} degrees (a gantry tilt or a shear); resample it to a "
+            "right-angled grid first: of dcm2niix's files, take the one whose name ends in _Tilt_1"
         )
     if np.abs(nearest - cosines).max() > ROUNDING:
         moved = np.abs((nearest - cosines) * spacing @ np.diag(np.array(shape) - 1)).sum(axis=1).max()
@@ -193,7 +197,7 @@ def grid_from_axes(
     spacing: Triple,
     origin: Triple,
     direction: NDArray[np.float64],
-    notes: Notes,
+    notes: CaseLog,
     *,
     what: str = "image",
 ) -> Grid:
@@ -208,7 +212,7 @@ def grid_from_axes(
     """
     lengths = np.linalg.norm(direction, axis=0)
     if not np.isfinite(lengths).all() or np.abs(lengths - 1).max() > 0.05:
-        raise CaseError(f"the {what}'s direction cosines are no unit vectors; mend its header")
+        raise CaseError(f"the {what}'s direction cosines are no unit vectors; fix its header")
     affine = np.eye(4)
     affine[:3, :3] = direction / lengths * spacing
     affine[:3, 3] = origin

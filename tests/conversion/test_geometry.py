@@ -4,8 +4,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.spatial.transform import Rotation
 
-from nnunet_godc.conversion.grid import IDENTITY, Grid, Volume, grid_from_affine, grid_from_axes
-from nnunet_godc.conversion.problems import CaseError, Notes
+from nnunet_godc.conversion.geometry import IDENTITY, Grid, Volume, grid_from_affine, grid_from_axes
+from nnunet_godc.conversion.problems import CaseError, CaseLog
 
 
 def affine_of(seed: int) -> np.ndarray:
@@ -29,29 +29,29 @@ def positions(volume: Volume) -> dict:
 @given(seed=st.integers(0, 2**32 - 1), orientation=st.sampled_from(["LPS", "RAS", "SAR", "ILA"]))
 def test_turning_moves_no_voxel_in_space(seed, orientation):
     voxels = np.arange(24).reshape(2, 3, 4)
-    volume = Volume(voxels, grid_from_affine(voxels.shape, affine_of(seed), Notes()))
-    turned = volume.turned(orientation)
+    volume = Volume(voxels, grid_from_affine(voxels.shape, affine_of(seed), CaseLog()))
+    turned = volume.reoriented(orientation)
     assert turned.grid.orientation == orientation
     assert positions(turned) == positions(volume)
 
 
 @given(seed=st.integers(0, 2**32 - 1))
 def test_an_affine_of_right_angles_is_kept_without_a_word(seed):
-    notes = Notes()
+    notes = CaseLog()
     affine = affine_of(seed)
     np.testing.assert_allclose(grid_from_affine((3, 4, 5), affine, notes).affine, affine, atol=1e-9)
-    assert notes == Notes()
+    assert notes == CaseLog()
 
 
 def test_turning_copies_nothing():
     voxels = np.zeros((2, 3, 4), dtype=np.int16)
     grid = Grid((2, 3, 4), (1.0, 2.0, 3.0), (0.0, 0.0, 0.0), IDENTITY)
-    assert np.shares_memory(Volume(voxels, grid).turned("RAS").voxels, voxels)
+    assert np.shares_memory(Volume(voxels, grid).reoriented("RAS").voxels, voxels)
 
 
 def test_left_handed_axes_stay_left_handed():
     affine = np.diag([1.0, 1.0, -2.0, 1.0])
-    grid = grid_from_affine((2, 2, 2), affine, Notes())
+    grid = grid_from_affine((2, 2, 2), affine, CaseLog())
     assert grid.orientation == "LPI"
     np.testing.assert_array_equal(grid.affine, affine)
 
@@ -61,7 +61,7 @@ def test_a_broken_direction_is_replaced_by_the_nearest_orthonormal_one():
     exact = Rotation.from_euler("z", 10, degrees=True).as_matrix()
     affine = np.eye(4)
     affine[:3, :3] = exact @ np.array([[1, np.sin(angle), 0], [0, np.cos(angle), 0], [0, 0, 1]])
-    notes = Notes()
+    notes = CaseLog()
     grid = grid_from_affine((100, 100, 10), affine, notes)
     direction = np.array(grid.direction)
     np.testing.assert_allclose(direction.T @ direction, np.eye(3), atol=1e-12)
@@ -74,9 +74,9 @@ def test_a_broken_direction_is_replaced_by_the_nearest_orthonormal_one():
 def test_rounding_to_four_decimals_needs_no_mention():
     affine = np.eye(4)
     affine[:3, :3] = np.round(Rotation.from_euler("xyz", [3, 20, 7], degrees=True).as_matrix(), 4)
-    notes = Notes()
+    notes = CaseLog()
     grid_from_affine((5, 5, 5), affine, notes)
-    assert notes == Notes()
+    assert notes == CaseLog()
 
 
 @pytest.mark.parametrize(
@@ -94,12 +94,12 @@ def test_a_geometry_that_cannot_be_is_refused(change, message):
     affine = np.eye(4)
     change(affine)
     with pytest.raises(CaseError, match=message):
-        grid_from_affine((3, 3, 3), affine, Notes())
+        grid_from_affine((3, 3, 3), affine, CaseLog())
 
 
 def test_cosines_that_are_no_unit_vectors_are_refused():
     with pytest.raises(CaseError, match="no unit vectors"):
-        grid_from_axes((3, 3, 3), (1.0, 1.0, 1.0), (0.0, 0.0, 0.0), np.diag([1, 1, 0.5]), Notes())
+        grid_from_axes((3, 3, 3), (1.0, 1.0, 1.0), (0.0, 0.0, 0.0), np.diag([1, 1, 0.5]), CaseLog())
 
 
 def test_equal_grids_match_and_a_tenth_of_a_voxel_is_too_much():

@@ -1,10 +1,10 @@
 import numpy as np
 import pytest
 
+from nnunet_godc.conversion.alignment import align_label
 from nnunet_godc.conversion.formats import open_volume
-from nnunet_godc.conversion.grid import grid_from_affine
-from nnunet_godc.conversion.placing import place_label
-from nnunet_godc.conversion.problems import CaseError, Notes
+from nnunet_godc.conversion.geometry import grid_from_affine
+from nnunet_godc.conversion.problems import CaseError, CaseLog
 
 TO_LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
 LPS = np.diag([-0.8, -0.8, 2.5, 1.0])
@@ -17,8 +17,8 @@ def place(tmp_path, nifti, ct):
 
     def place(mask, affine, policy, notes=None, image=ct, **options):
         file = open_volume(nifti(tmp_path / "label.nii", mask, affine, **options))
-        grid = grid_from_affine(image.shape, TO_LPS @ LPS, Notes())
-        return place_label(file, mask, grid, policy, notes or Notes(), orientation="LPS", image=image)
+        grid = grid_from_affine(image.shape, TO_LPS @ LPS, CaseLog())
+        return align_label(file, mask, grid, policy, notes or CaseLog(), orientation="LPS", image=image)
 
     return place
 
@@ -34,16 +34,16 @@ def flipped(mask, axis):
 @pytest.mark.parametrize("policy", ["physical", "image", "axes"])
 @pytest.mark.parametrize("axis", [0, 1, 2])
 def test_an_honest_header_is_believed(place, mask, policy, axis):
-    notes = Notes()
+    notes = CaseLog()
     label, grid = place(*flipped(mask, axis), policy, notes)
     np.testing.assert_array_equal(label, mask)
     assert grid.orientation != "LPS"
-    assert notes == Notes()
+    assert notes == CaseLog()
 
 
 @pytest.mark.parametrize("affine", [np.eye(4), LPS + np.array([[0, 0, 0, 50.0]] * 3 + [[0] * 4])])
 def test_image_policy_takes_the_indices(place, mask, affine):
-    notes = Notes()
+    notes = CaseLog()
     label, _ = place(mask, affine, "image", notes)
     np.testing.assert_array_equal(label, mask)
     assert "label takes the image's geometry" in notes.repairs[0]
@@ -56,11 +56,11 @@ def test_a_shape_that_does_not_fit_is_refused(place, mask, policy):
 
 
 def test_physical_policy_takes_the_geometry_of_the_image_for_an_unfilled_header(place, mask):
-    notes = Notes()
+    notes = CaseLog()
     label, grid = place(mask, np.eye(4), "physical", notes)
     np.testing.assert_array_equal(label, mask)
     assert grid is None
-    assert "says nothing of its position" in notes.repairs[0]
+    assert "says nothing of its position" in notes.warnings[0]
 
 
 def test_physical_policy_resamples_by_nearest_neighbour(place, mask):
@@ -68,11 +68,11 @@ def test_physical_policy_resamples_by_nearest_neighbour(place, mask):
     affine = LPS.copy()
     affine[:3, :2] /= 2
     affine[:3, 3] -= affine[:3, 0] / 2 + affine[:3, 1] / 2
-    notes = Notes()
+    notes = CaseLog()
     label, _ = place(fine, affine, "physical", notes)
     np.testing.assert_array_equal(label, mask)
-    assert "resampled by nearest neighbour" in notes.repairs[0]
-    assert not notes.warnings
+    assert "resampled by nearest neighbour" in notes.warnings[0]
+    assert len(notes.warnings) == 1
 
 
 def test_a_shift_by_whole_voxels_is_followed(place, mask):
@@ -92,22 +92,22 @@ def test_a_label_outside_the_image_is_refused(place, mask):
 def test_a_label_half_outside_is_warned_about(place, mask):
     affine = LPS.copy()
     affine[:3, 3] += 8 * LPS[:3, 0]
-    notes = Notes()
+    notes = CaseLog()
     place(mask, affine, "physical", notes)
-    assert "changed the labelled volume" in notes.warnings[0]
+    assert "changed the labelled volume" in notes.warnings[-1]
 
 
 def test_axes_policy_takes_directions_from_the_header_and_the_place_from_the_image(place, mask):
     stored, affine = flipped(mask, 1)
     affine[:3, 3] = 0
-    notes = Notes()
+    notes = CaseLog()
     label, _ = place(stored, affine, "axes", notes)
     np.testing.assert_array_equal(label, mask)
     assert "along the axes of its header" in notes.repairs[0]
 
 
 def test_axes_policy_flips_in_y_where_the_header_says_nothing(place, mask):
-    notes = Notes()
+    notes = CaseLog()
     label, _ = place(flipped(mask, 1)[0], np.eye(4), "axes", notes)
     np.testing.assert_array_equal(label, mask)
     assert "rows to the front" in notes.repairs[0]
@@ -118,9 +118,41 @@ def test_tissue_tells_of_a_label_that_lies_the_wrong_way(place, mask, axis, name
     random = np.random.default_rng(0)
     image = random.integers(-1000, 1000, size=mask.shape).astype(np.int16)
     image[mask > 0] = random.integers(60, 80, size=np.count_nonzero(mask))
-    notes = Notes()
+    notes = CaseLog()
     place(np.flip(mask, axis).copy(), np.eye(4), "image", notes, image=image)
     assert f"mirrored {name}" in notes.warnings[0]
-    silent = Notes()
+    silent = CaseLog()
     place(mask, np.eye(4), "image", silent, image=image)
     assert not silent.warnings
+
+
+def test_a_label_that_fits_the_qform_belongs_to_the_voxels(place, tmp_path, nifti, ct, mask):
+    """Of an image whose forms differ, ITK's masks lie by the one and nibabel's by the other."""
+    other = LPS.copy()
+    other[:3, 3] += (8.0, -4.0, 0.0)
+    path = nifti(tmp_path / "image.nii", ct, LPS, header=lambda header: header.set_qform(other, code=1))
+    image = open_volume(path)
+    for label_affine in (LPS, other):
+        file = open_volume(nifti(tmp_path / "label.nii", mask, label_affine))
+        notes = CaseLog()
+        label, _ = align_label(
+            file,
+            mask,
+            image.grid(CaseLog(), what="image"),
+            "physical",
+            notes,
+            orientation="RAS",
+            image=ct[::-1, ::-1],
+            other_grids=image.other_grids("image"),
+        )
+        np.testing.assert_array_equal(label, mask[::-1, ::-1])
+        assert not notes.warnings
+
+
+def test_a_label_that_is_moved_is_told_with_the_option_that_leaves_it(place, mask):
+    affine = LPS.copy()
+    affine[:3, 3] += 2 * LPS[:3, 0]
+    notes = CaseLog()
+    place(mask, affine, "physical", notes)
+    assert "label moved by (1.6, 0, 0) mm" in notes.warnings[0]
+    assert "--label-grid image" in notes.warnings[0]

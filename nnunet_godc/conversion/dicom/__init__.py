@@ -1,0 +1,1 @@
+"""DICOM: image series as volumes, and the masks that DICOM-SEG and RTSTRUCT files draw on them."""
