@@ -41,7 +41,7 @@ def test_a_dry_run_shows_the_commands_and_leaves_nothing(study_file: Path, capsy
         ("{metrics: [dise]}", "line 4, column 21: argument --metrics: invalid choice: 'dise'"),
         ("{nsd_tolerance: wide}", "line 4, column 27: argument --nsd-tolerance: invalid float value: 'wide'"),
         ("{resamples: 10}", "line 4, column 23: 10 resamples do not settle an interval; take 1000 or more"),
-        ("{lesion_iou: 2}", "line 4, column 24: --lesion-iou 2 is no IoU; give 0 to 1"),
+        ("{lesion_iou: 2}", "line 4, column 24: --lesion-iou 2 is not an IoU; give 0 to 1"),
         ("{out: here}", "line 4, column 12: 'out' is unknown"),
     ],
 )

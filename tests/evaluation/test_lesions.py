@@ -103,7 +103,7 @@ def test_voxels_that_share_a_corner_are_one_lesion():
     mask = np.zeros((4, 4, 4), bool)
     mask[1, 1, 1] = mask[2, 2, 2] = True
     assert len(match(mask, mask).reference) == 1
-    assert len(match_lesions(mask[1], mask[1], voxel_ml=1, minimum_iou=0.1).reference) == 1
+    assert len(match(mask[1], mask[1]).reference) == 1
 
 
 @pytest.mark.parametrize(
