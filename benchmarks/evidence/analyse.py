@@ -2,9 +2,9 @@
 
     python benchmarks/evidence/analyse.py docs/evidence/lung-nodules
 
-Writes `results.md`, `dice-by-volume.png` and `training-curves.png` beside them. Methods are compared on the folds and
-seeds that all of them have; seeds are averaged case by case. Intervals are over patients, so they speak of these
-trainings on other patients (docs/statistics.md); the claims of the protocol are `nnunet-godc evaluate`'s.
+Writes `results.md`, `dice-by-volume.png` and `training-curves.png` beside them. Methods are compared on the same folds
+and seeds, those with fewer trainings apart; seeds are averaged case by case. Intervals are over patients, so they speak
+of these trainings on other patients (docs/statistics.md); claims are `nnunet-godc evaluate`'s.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from pathlib import Path
 import matplotlib
 import numpy as np
 import pandas as pd
+from scipy import stats
 
 from nnunet_godc.evaluation.statistics import mean_intervals
 
@@ -52,12 +53,22 @@ def measured(cases: pd.DataFrame) -> pd.DataFrame:
     return cases
 
 
-def shared_trainings(cases: pd.DataFrame) -> tuple[pd.DataFrame, set[tuple[int, int]]]:
-    """The cases of the folds and seeds that every method has."""
-    of_method = cases.groupby("method")[["seed", "fold"]].apply(lambda rows: {*rows.itertuples(index=False, name=None)})
-    shared = set.intersection(*of_method)
-    kept = [pair in shared for pair in cases[["seed", "fold"]].itertuples(index=False, name=None)]
-    return cases[kept], shared
+def trainings_of(cases: pd.DataFrame) -> dict[str, set[tuple[int, int]]]:
+    """Seeds and folds of each method."""
+    pairs = cases[["method", "seed", "fold"]].drop_duplicates()
+    return {method: {*zip(own["seed"], own["fold"], strict=True)} for method, own in pairs.groupby("method")}
+
+
+def complete(cases: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
+    """The cases of the methods that have as many trainings as any, and those that have fewer."""
+    trainings = trainings_of(cases)
+    most = max(trainings.values(), key=len)
+    fewer = [method for method in ordered(cases) if not trainings[method] >= most]
+    return cases[~cases["method"].isin(fewer)], fewer
+
+
+def within(cases: pd.DataFrame, trainings: set[tuple[int, int]]) -> pd.DataFrame:
+    return cases[[pair in trainings for pair in zip(cases["seed"], cases["fold"], strict=True)]]
 
 
 def over_patients(values: pd.Series, patients: pd.Series, digits: int = 1) -> str:
@@ -94,20 +105,20 @@ def table(rows: list[list[str]], header: list[str]) -> Iterator[str]:
 
 
 def results(cases: pd.DataFrame, epochs: pd.DataFrame) -> Iterator[str]:
-    methods = ordered(cases)
-    shared, trainings = shared_trainings(cases)
-    of = {method: averaged(shared, method) for method in methods}
+    compared, fewer = complete(cases)
+    methods = ordered(compared)
+    of = {method: averaged(compared, method) for method in methods}
     first = of[methods[0]]
-    seeds = sorted({seed for seed, _ in trainings})
+    trainings = trainings_of(cases)
     yield "# Results so far"
     yield ""
     yield "Made by `benchmarks/evidence/analyse.py`; what is asked stands in the [protocol](../protocol.md)."
     yield ""
-    counts = cases.drop_duplicates(["method", "seed", "fold"]).groupby("method").size()
-    yield f"Trainings: {', '.join(f'{method} {counts[method]}' for method in methods)}. Compared on what all have: "
-    yield f"{len(trainings)} of each (seeds {', '.join(map(str, seeds))}; folds "
-    yield f"{', '.join(map(str, sorted({fold for _, fold in trainings})))}), {len(first)} nodules of "
-    yield f"{first['patient'].nunique()} patients. In brackets: 95 % intervals over patients, for these trainings."
+    yield "Trainings: " + ", ".join(f"{method} {len(trainings[method])}" for method in ordered(cases)) + "."
+    count = len(trainings[methods[0]])
+    yield f"Tables: {len(first)} nodules of {first['patient'].nunique()} patients, {count} trainings of each method. In"
+    yield "brackets: 95 % intervals over patients, for these trainings; what a new training would change is in none of"
+    yield "them, but in the table by fold."
     yield ""
     yield "## Each method"
     yield ""
@@ -117,7 +128,7 @@ def results(cases: pd.DataFrame, epochs: pd.DataFrame) -> Iterator[str]:
     for method in methods:
         own = of[method]
         columns = [over_patients(own[name], own["patient"]) for name in ("dice", "precision", "recall", "found")]
-        rows.append([method, *columns, f"{pooled_dice(shared, method):.1f}"])
+        rows.append([method, *columns, f"{pooled_dice(compared, method):.1f}"])
     yield from table(rows, ["", "Dice", "precision", "recall", "found", "pooled Dice"])
     yield "## Dice by size"
     yield ""
@@ -129,26 +140,57 @@ def results(cases: pd.DataFrame, epochs: pd.DataFrame) -> Iterator[str]:
     for baseline in (name for name in BASELINES if name in methods):
         yield f"## Difference of the Dice from {baseline}, points"
         yield ""
-        rows = []
-        for method in (name for name in methods if name != baseline):
-            both = of[method].assign(difference=of[method]["dice"] - of[baseline]["dice"])
-            columns = [over_patients(part["difference"], part["patient"], 2) for part in (both, *by_size(both))]
-            rows.append([method, *columns])
+        rows = [[name, *differences(of[name], of[baseline])] for name in methods if name != baseline]
         yield from table(rows, ["", "all", *SIZES])
-    yield from yardstick(cases, methods)
-    yield from convergence(epochs, methods, trainings)
+    yield from by_fold(compared, methods)
+    if fewer:
+        yield f"## Methods with fewer trainings: difference from {methods[0]} on the same ones, points"
+        yield ""
+        rows = []
+        for method in fewer:
+            part = within(cases, trainings[method] & trainings[methods[0]])
+            own, baseline = averaged(part, method), averaged(part, methods[0])
+            rows.append([f"{method} ({len(trainings[method])} trainings)", *differences(own, baseline)])
+        yield from table(rows, ["", "all", *SIZES])
+    yield from yardstick(cases)
+    yield from convergence(epochs, methods)
+
+
+def differences(of: pd.DataFrame, baseline: pd.DataFrame) -> list[str]:
+    """Of all cases, then by size."""
+    both = of.assign(difference=of["dice"] - baseline["dice"])
+    return [over_patients(part["difference"], part["patient"], 2) for part in (both, *by_size(both))]
 
 
 def by_size(cases: pd.DataFrame) -> Iterator[pd.DataFrame]:
     return (cases[cases["size"] == size] for size in SIZES)
 
 
-def yardstick(cases: pd.DataFrame, methods: list[str]) -> Iterator[str]:
+def by_fold(cases: pd.DataFrame, methods: list[str]) -> Iterator[str]:
+    """Every fold is a training of its own, so their differences show what trainings add to chance."""
+    yield "## Difference of the Dice in each fold, points"
+    yield ""
+    yield "Mean over folds with Student's interval, as if folds were independent; they share training cases, so that it"
+    yield "is too narrow rather than too wide."
+    yield ""
+    means = cases.groupby(["method", "fold"])["dice"].mean().unstack()
+    rows = []
+    for baseline in (name for name in BASELINES if name in methods):
+        for method in (name for name in methods if name not in BASELINES[: BASELINES.index(baseline) + 1]):
+            values = 100 * (means.loc[method] - means.loc[baseline]).to_numpy()
+            half = stats.t.ppf(0.975, len(values) - 1) * values.std(ddof=1) / np.sqrt(len(values))
+            mean = values.mean()
+            interval = f"{mean:.2f} [{mean - half:.2f}, {mean + half:.2f}]"
+            rows.append([f"{method} - {baseline}", *(f"{value:+.2f}" for value in values), interval])
+    yield from table(rows, ["", *(f"fold {fold}" for fold in means.columns), "mean"])
+
+
+def yardstick(cases: pd.DataFrame) -> Iterator[str]:
     """How far two trainings of one method lie apart that differ in their seed alone."""
     yield "## The yardstick: two seeds of one method"
     yield ""
     rows = []
-    for method in methods:
+    for method in ordered(cases):
         means = cases[cases["method"] == method].groupby(["fold", "seed"])["dice"].mean().unstack()
         if means.shape[1] > 1:
             spread = means.std(axis=1, ddof=1).dropna()
@@ -164,7 +206,7 @@ def yardstick(cases: pd.DataFrame, methods: list[str]) -> Iterator[str]:
         yield ""
 
 
-def convergence(epochs: pd.DataFrame, methods: list[str], trainings: set[tuple[int, int]]) -> Iterator[str]:
+def convergence(epochs: pd.DataFrame, methods: list[str]) -> Iterator[str]:
     yield "## Steps until the pseudo Dice is near its end"
     yield ""
     yield "First of three consecutive epochs whose mean reaches that share of the mean of the last three; mean over "
@@ -173,7 +215,7 @@ def convergence(epochs: pd.DataFrame, methods: list[str], trainings: set[tuple[i
     rows = []
     for method in methods:
         own = epochs[epochs["method"] == method]
-        runs = [run.sort_values("epoch") for pair, run in own.groupby(["seed", "fold"]) if tuple(pair) in trainings]
+        runs = [run.sort_values("epoch") for _, run in own.groupby(["seed", "fold"])]
         columns = []
         for share in (0.9, 0.95):
             reached = [epochs_until(run["pseudo_dice"].to_numpy(), share) for run in runs]
@@ -195,9 +237,9 @@ def ordered(cases: pd.DataFrame) -> list[str]:
 
 def draw_by_volume(cases: pd.DataFrame, path: Path) -> None:
     """Dice against volume: a mean over a Gaussian of a fifth of a decade, and its difference from sample Dice."""
-    methods = ordered(cases)
-    shared, _ = shared_trainings(cases)
-    of = {method: averaged(shared, method) for method in methods}
+    compared, _ = complete(cases)
+    methods = ordered(compared)
+    of = {method: averaged(compared, method) for method in methods}
     grid = np.linspace(np.log10(20), np.log10(8000), 120)
     figure, axes = plt.subplots(1, 2, figsize=(11, 4.2), layout="constrained")
     for method, colour, style in zip(methods, COLOURS, STYLES * 2, strict=False):
@@ -228,7 +270,8 @@ def smoothed(volume: pd.Series, values: pd.Series, grid: np.ndarray, width: floa
 def draw_curves(epochs: pd.DataFrame, path: Path) -> None:
     """Pseudo Dice against steps: each training thin, each method's mean thick."""
     figure, axis = plt.subplots(figsize=(7, 4.2), layout="constrained")
-    for method, colour, style in zip(ordered(epochs), COLOURS, STYLES * 2, strict=False):
+    compared, _ = complete(epochs)
+    for method, colour, style in zip(ordered(compared), COLOURS, STYLES * 2, strict=False):
         own = epochs[epochs["method"] == method]
         for _, run in own.groupby(["seed", "fold"]):
             axis.plot(50 * (run["epoch"] + 1), 100 * run["pseudo_dice"], style, color=colour, alpha=0.25, linewidth=0.7)
