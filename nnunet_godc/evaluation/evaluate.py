@@ -198,7 +198,7 @@ def evaluate(
             }
         measurements = frames[0] if len(frames) == 1 else _joined(frames)
         written: list[Path] = []
-        if target is not None and (found or len(frames) > 1 or not isinstance(results, pd.DataFrame)):
+        if target is not None and found:  # what took long to measure stays, whatever the report says
             written = _write_measured(measurements, target, record)
         try:
             report = make_report(
@@ -211,12 +211,16 @@ def evaluate(
                 resamples=resamples,
             )
         except UserError as error:
+            if not found:
+                raise
             told = "".join(f"\n  {text}" for text in measured.problems)
             earlier = target is not None and (target / REPORT).exists()
             raise UserError(
                 f"measured, but not reported: {error}{told}"
                 + ("; the report that is there is of an earlier run" if earlier else "")
             ) from error
+        if target is not None and not found and not isinstance(results, pd.DataFrame):
+            written = _write_measured(measurements, target, record)
         if target is not None:
             target.mkdir(parents=True, exist_ok=True)
             paths = [target / name for name in report.files]

@@ -274,6 +274,7 @@ def summarise(cube: Cube, *, resamples: int, seed: int) -> list[Summary]:
             bounds = shown(question.metric)
             cases = side.values[:, own] if own >= 0 else by_patient[:, column]
             present = cases[np.isfinite(cases)]
+            labels = [own] if own >= 0 else list(cube.label_columns[k])
             patient = by_patient[np.isfinite(by_patient[:, column]), column]
             quartiles = np.quantile(patient, (0.25, 0.75)) if len(patient) else (np.nan, np.nan)
             means = tuple(float(mean[k]) for mean in seed_means)
@@ -284,7 +285,7 @@ def summarise(cube: Cube, *, resamples: int, seed: int) -> list[Summary]:
                     method=cube.methods[m],
                     question=question,
                     patients=int(patients[k]),
-                    cases=len(present),
+                    cases=int(np.isfinite(side.values[:, labels]).any(axis=1).sum()),
                     undefined=_reasons(side.states[np.isnan(cases), own]) if own >= 0 else {},
                     mean=float(intervals.estimate[column]),
                     low=float(np.maximum(low[k], bounds.lowest)),

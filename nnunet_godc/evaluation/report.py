@@ -167,7 +167,7 @@ def _asked_metrics(asked: Sequence[str], measurements: pd.DataFrame) -> list[str
         if not fitting and tuple(asked) != PAPER:
             raise UserError(f"no metric begins with {word!r}; measured are {', '.join(known)}")
         found += fitting
-    return _distinct(found)
+    return _distinct(found) or known[: len(PAPER)]
 
 
 def _statistics_row(entry: Summary) -> dict[str, Any]:
@@ -197,7 +197,8 @@ def _place(entry: Summary | Comparison) -> dict[str, Any]:
 def _csv(frame: pd.DataFrame) -> str:
     """What there is not is an empty field, and several numbers are separated by blanks."""
     if "seed_means" in frame:
-        frame = frame.assign(seed_means=[" ".join(f"{mean:.10g}" for mean in means) for means in frame["seed_means"]])
+        written = [" ".join(f"{mean:.10g}" for mean in means if math.isfinite(mean)) for means in frame["seed_means"]]
+        frame = frame.assign(seed_means=written)
     return str(frame.to_csv(index=False, lineterminator="\n", float_format="%.10g"))
 
 

@@ -100,10 +100,13 @@ def read_tables(paths: Sequence[Path]) -> pd.DataFrame:
         UserError: one cannot be read, or is no such table; its entries are missing or contradict each other.
     """
     frames = [_read(path) for path in paths]
+    for path, own in zip(paths, frames, strict=True):
+        if not own.empty:  # without a lesion, lesions.csv of version 0.1.0 is empty
+            check_table(own, path)
     frame = frames[0] if len(frames) == 1 else pd.concat([part.astype(dict.fromkeys(TEXT, "str")) for part in frames])
-    frame = frame.astype(dict.fromkeys(TEXT, "category")).reset_index(drop=True)
-    check_table(frame)
-    return frame
+    if frame.empty:
+        raise UserError(f"{paths[0]} holds no measurements; evaluate at least one case first")
+    return frame.astype(dict.fromkeys(TEXT, "category")).reset_index(drop=True)
 
 
 def _read(path: Path) -> pd.DataFrame:
@@ -119,9 +122,10 @@ def _read(path: Path) -> pd.DataFrame:
         frame = pd.read_csv(path, dtype=types, keep_default_na=False, na_values=missing)
         if set(_LESIONS_OF_0_1_0) <= set(frame.columns):
             frame = _lesions_of_0_1_0(frame)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, TypeError) as error:  # TypeError: a fraction where whole numbers belong
+        reason = _no_number(path) or " ".join(str(error).split())
         raise UserError(
-            f"{path} cannot be read ({error}); give a table that nnunet-godc evaluate has written"
+            f"{path} cannot be read ({reason}); give a table that nnunet-godc evaluate has written"
         ) from None
     lacking = [column for column in COLUMNS if column not in frame.columns and column not in LATER]
     if lacking:
@@ -129,6 +133,22 @@ def _read(path: Path) -> pd.DataFrame:
     if "seed" not in frame.columns:
         frame["seed"] = frame["trainer"].map({trainer: seed_of(trainer) for trainer in frame["trainer"].unique()})
     return frame.reindex(columns=list(COLUMNS)).astype({**dict.fromkeys(WHOLE, "Int64"), **dict.fromkeys(REAL, float)})
+
+
+def _no_number(path: Path) -> str:
+    """The first entry that is text where a number belongs, and where it is; "" if it is not that."""
+    try:
+        text = pd.read_csv(path, dtype="str", keep_default_na=False)
+    except (OSError, ValueError):
+        return ""
+    for column in (*WHOLE, *REAL):
+        if column in text:
+            numbers = pd.to_numeric(text[column], errors="coerce")
+            wrong = numbers.isna() | ((numbers % 1 != 0) if column in WHOLE else False)
+            if len(at := np.flatnonzero(wrong & (text[column] != ""))):
+                kind = "whole number" if column in WHOLE else "number"
+                return f"line {at[0] + 2}: {text[column].iloc[at[0]]!r} in the column {column} is no {kind}"
+    return ""
 
 
 def _lesions_of_0_1_0(lesions: pd.DataFrame) -> pd.DataFrame:
@@ -140,33 +160,48 @@ def _lesions_of_0_1_0(lesions: pd.DataFrame) -> pd.DataFrame:
     return pd.concat(parts, ignore_index=True)
 
 
-def check_table(measurements: pd.DataFrame) -> None:
-    """Raises:
-    UserError: columns or entries are missing, or contradict each other.
+def check_table(measurements: pd.DataFrame, path: Path | None = None) -> None:
+    """Refuse a table that cannot be right.
+
+    Args:
+        path: of the file that it was read from, whose lines are told.
+
+    Raises:
+        UserError: columns or entries are missing, or contradict each other.
     """
     missing = [name for name in COLUMNS if name not in measurements.columns]
     if missing:
         raise UserError(f"the measurements lack the column {missing[0]}; write them with nnunet-godc evaluate")
     if measurements.empty:
         raise UserError("there are no measurements; evaluate at least one case first")
-    states = measurements["state"].astype("category")
-    unknown = sorted(set(map(str, states.cat.categories)) - set(ALL_STATES))
-    if unknown:
-        raise UserError(f"{unknown[0]!r} is not a state of a measurement; known are {', '.join(ALL_STATES)}")
     text = {name: measurements[name].astype("category") for name in TEXT}
+
+    def first(wrong: Any) -> tuple[str, pd.Series[Any]] | None:
+        at = np.flatnonzero(wrong)
+        if not len(at):
+            return None
+        where = f"row {at[0]} of the measurements" if path is None else f"{path}, line {at[0] + 2}"
+        return where, measurements.iloc[at[0]]
+
+    if found := first(~text["state"].isin(ALL_STATES)):
+        where, row = found
+        raise UserError(f"{where}: {row['state']!r} is not a state of a measurement; known are {', '.join(ALL_STATES)}")
     needed = {"dataset": True, "trainer": True, "patient": text["case"] != "", "metric": text["label"] != ""}
-    for name, where in needed.items():
-        empty = np.flatnonzero((text[name].isna() | (text[name] == "")) & where)
-        if len(empty):
-            raise UserError(f"row {empty[0]} of the measurements has no {name}; fill it in, or leave the row out")
+    for name, there in needed.items():
+        if found := first((text[name].isna() | (text[name] == "")) & there):
+            raise UserError(f"{found[0]}: there is no {name}; fill it in, or leave the row out")
     values = measurements["value"].to_numpy(dtype=np.float64)
-    wrong = np.flatnonzero(np.isinf(values) | (np.isnan(values) & (states == metrics.DEFINED).to_numpy()))
-    if len(wrong):
-        row = measurements.iloc[wrong[0]]
+    if found := first(np.isinf(values) | (np.isnan(values) & (text["state"] == metrics.DEFINED).to_numpy())):
+        where, row = found
         raise UserError(
-            f"{row['metric']} of {row['label']} in {row['case']} is {row['value']}; write a finite number, or into "
-            "the column state why it is not defined"
+            f"{where}: {row['metric']} of {row['label']} in {row['case']} is {row['value']}; write a finite number, or "
+            "into the column state why it is not defined"
         )
+    if found := first(text["state"].isin(metrics.UNMEASURED) & (text["label"] != "")):
+        raise UserError(f"{found[0]}: a case that was not measured has no label and no metric; leave both empty")
+    volumes = measurements["volume_ml"].to_numpy(dtype=np.float64)
+    if found := first(measurements["lesion"].notna().to_numpy() & ~((volumes >= 0) & np.isfinite(volumes))):
+        raise UserError(f"{found[0]}: a lesion has the volume_ml {found[1]['volume_ml']}; write 0 or more")
 
 
 def _add_label(rows: _Rows, model: _Model, label: str, cases: Measured, nsd: str) -> None:
