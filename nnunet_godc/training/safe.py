@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import signal
@@ -9,7 +10,6 @@ import threading
 import time
 import traceback
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import Any, ClassVar, NoReturn
@@ -221,6 +221,8 @@ class SafeMixin(nnUNetTrainer):
             if self._sigterm_before is not None:
                 signal.signal(signal.SIGTERM, self._sigterm_before)
             if self._lock is not None:
+                with contextlib.suppress(OSError):  # Windows removes no file that is open
+                    Path(self._lock.lock_file).unlink()
                 self._lock.release()
 
     def _save_epoch_end(self) -> None:
@@ -297,7 +299,7 @@ def _reason(error: BaseException) -> str:
     return str(error).splitlines()[0]
 
 
-@contextmanager
+@contextlib.contextmanager
 def _naming_unreadable_cases(trainer: nnUNetTrainer) -> Iterator[None]:
     """Where data could not be loaded within, finds the case, which nnU-Net's worker processes do not tell.
 

@@ -20,6 +20,7 @@ from nnunet_godc.errors import UserError
 from nnunet_godc.losses import GODCConfig
 from nnunet_godc.training import GODCMixin, SafeMixin, ScheduleMixin
 from nnunet_godc.training.checkpoint import BEST, FINAL, LATEST, read_checkpoint
+from nnunet_godc.training.safe import LOCK
 
 MakeTrainer = Callable[..., Any]
 KILLS = 12
@@ -233,6 +234,7 @@ class TestInterruption:
         first.run_training()
         assert epoch_of(folder_of(first) / FINAL) == 6
         second.run_training()  # nobody trains there any more
+        assert not (folder_of(first) / LOCK).exists()
 
 
 class TestContinuing:
