@@ -18,7 +18,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from nnunet_godc.ops._triton_points import sampling_points, voxels_of
+from nnunet_godc.ops._triton_points import sampling_points, shifts_of, tile_at, voxels_of
 
 
 @triton.jit
@@ -51,16 +51,21 @@ def forward(
     """y = b + sum_k W_k S_k for a tile of voxels and a block of outputs, S_k being the samples of tap k."""
     TAPS: tl.constexpr = KERNEL[0] * KERNEL[1] * KERNEL[2]
     ROW: tl.constexpr = GROUPS * C
-    sample = (tl.program_id(0) // tiles).to(tl.int64)
-    place, voxel, exists = voxels_of(tl.program_id(0) % tiles, output_size, TILE)
+    sample, z, y, x = tile_at(tl.program_id(0), tiles, output_size, TILE)
+    sample = tl.cast(sample, tl.int64)
+    place, voxel, exists = voxels_of(z, y, x, output_size, TILE)
     outputs = tl.program_id(1) * BLOCK_OUT + tl.arange(0, BLOCK_OUT)
     channels = tl.arange(0, BLOCK_C)
     table += sample * size[0] * size[1] * size[2] * ROW
     offset += sample * offset_strides[0]
     sums = tl.zeros((TILE[0] * TILE[1] * TILE[2], BLOCK_OUT), tl.float32)
+    next_z, next_y, next_x = shifts_of(offset, offset_strides[1], 0, voxel, exists, AXES)
     for entry in range(GROUPS * TAPS):
+        shift_z, shift_y, shift_x = next_z, next_y, next_x
+        following = tl.minimum(entry + 1, GROUPS * TAPS - 1)
+        next_z, next_y, next_x = shifts_of(offset, offset_strides[1], following, voxel, exists, AXES)
         row, along_z, along_y, along_x = sampling_points(
-            offset, offset_strides[1], entry, place, voxel, exists, size, stride, padding, step, KERNEL, AXES
+            shift_z, shift_y, shift_x, entry, place, size, stride, padding, step, KERNEL, AXES
         )
         scale = _modulation(mask, mask_strides, sample, entry, voxel, exists)
         rows = table + row.to(tl.int64) * ROW + entry // TAPS * C
@@ -114,8 +119,10 @@ def gradient_by_samples(
     TAPS: tl.constexpr = KERNEL[0] * KERNEL[1] * KERNEL[2]
     ROW: tl.constexpr = GROUPS * C
     VOXELS: tl.constexpr = TILE[0] * TILE[1] * TILE[2]
-    sample = (tl.program_id(0) // tiles).to(tl.int64)
-    place, voxel, exists = voxels_of(tl.program_id(0) % tiles, output_size, TILE)
+    LANES: tl.constexpr = BLOCK_C // 4
+    sample, z, y, x = tile_at(tl.program_id(0), tiles, output_size, TILE)
+    sample = tl.cast(sample, tl.int64)
+    place, voxel, exists = voxels_of(z, y, x, output_size, TILE)
     voxels_out = output_size[0] * output_size[1] * output_size[2]
     outputs = tl.arange(0, BLOCK_OUT)
     channels = tl.arange(0, BLOCK_C)
@@ -126,16 +133,21 @@ def gradient_by_samples(
         places = _places(grad_output, sample, outputs[None, :], voxel[:, None], output_size, OUTPUTS)
         grads = tl.load(places, exists[:, None] & (outputs < OUTPUTS)[None, :], 0.0)
     first = tl.program_id(1) * entries
-    for entry in range(first, tl.minimum(first + entries, GROUPS * TAPS)):
+    last = tl.minimum(first + entries, GROUPS * TAPS) - 1
+    next_z, next_y, next_x = shifts_of(offset, offset_strides[1], first, voxel, exists, AXES)
+    for entry in range(first, last + 1):
+        shift_z, shift_y, shift_x = next_z, next_y, next_x
+        following = tl.minimum(entry + 1, last)
+        next_z, next_y, next_x = shifts_of(offset, offset_strides[1], following, voxel, exists, AXES)
         row, along_z, along_y, along_x = sampling_points(
-            offset, offset_strides[1], entry, place, voxel, exists, size, stride, padding, step, KERNEL, AXES
+            shift_z, shift_y, shift_x, entry, place, size, stride, padding, step, KERNEL, AXES
         )
         scale = _modulation(mask, mask_strides, sample, entry, voxel, exists)
         shared = row.to(tl.int64) * ROW + entry // TAPS * C
-        by_z = tl.zeros((VOXELS,), tl.float32)
-        by_y = tl.zeros((VOXELS,), tl.float32)
-        by_x = tl.zeros((VOXELS,), tl.float32)
-        by_mask = tl.zeros((VOXELS,), tl.float32)
+        by_z = tl.zeros((VOXELS, LANES), tl.float32)
+        by_y = tl.zeros((VOXELS, LANES), tl.float32)
+        by_x = tl.zeros((VOXELS, LANES), tl.float32)
+        by_mask = tl.zeros((VOXELS, LANES), tl.float32)
         for c in range(0, C, BLOCK_C):
             grad_samples = tl.zeros((VOXELS, BLOCK_C), tl.float32)
             for o in range(0, OUT, BLOCK_OUT):
@@ -148,42 +160,52 @@ def gradient_by_samples(
             # each row that it loads into that layout; not through this, which puts the channels into their order.
             grad_samples = tl.permute(tl.reshape(grad_samples, (VOXELS, BLOCK_C // 8, 4, 2)), (0, 2, 1, 3))
             grad_samples = tl.reshape(grad_samples, (VOXELS, BLOCK_C))
+            # 4 channels per thread, in what is read as in what is added: the widest atomic operation
+            points = tl.max_contiguous((shared + c)[:, None] + channels[None, :], (1, 4))
+            # All is read before anything is added: no load waits for an addition, whose address might be its own.
             for up in tl.static_range(AXES - 1):
-                plane = tl.zeros((VOXELS,), tl.float32)
-                plane_by_y = tl.zeros((VOXELS,), tl.float32)
-                plane_by_x = tl.zeros((VOXELS,), tl.float32)
+                plane = tl.zeros((VOXELS, LANES), tl.float32)
+                plane_by_y = tl.zeros((VOXELS, LANES), tl.float32)
+                plane_by_x = tl.zeros((VOXELS, LANES), tl.float32)
                 for back in tl.static_range(2):
-                    line = tl.zeros((VOXELS,), tl.float32)
-                    line_by_x = tl.zeros((VOXELS,), tl.float32)
-                    points = (shared + _step(size, up, back, ROW))[:, None] + (c + channels)[None, :]
-                    # read 4 channels per thread, as they are added: then both go by one distribution over threads
-                    values = table + tl.max_contiguous(points, (1, 4))
-                    grads_at = grad_table + tl.max_contiguous(points, (1, 4))
+                    values = table + points + _step(size, up, back, ROW)
+                    lower = _sum_of_four(tl.load(values).to(tl.float32) * grad_samples)
+                    upper = _sum_of_four(tl.load(values + ROW).to(tl.float32) * grad_samples)
+                    line = lower * _per_lane(along_x[0], BLOCK_C) + upper * _per_lane(along_x[1], BLOCK_C)
+                    line_by_x = lower * _per_lane(along_x[2], BLOCK_C) + upper * _per_lane(along_x[3], BLOCK_C)
+                    plane += line * _per_lane(along_y[back], BLOCK_C)
+                    plane_by_y += line * _per_lane(along_y[back + 2], BLOCK_C)
+                    plane_by_x += line_by_x * _per_lane(along_y[back], BLOCK_C)
+                by_mask += plane * _per_lane(along_z[up], BLOCK_C)
+                by_z += plane * _per_lane(along_z[up + 2], BLOCK_C)
+                by_y += plane_by_y * _per_lane(along_z[up], BLOCK_C)
+                by_x += plane_by_x * _per_lane(along_z[up], BLOCK_C)
+            for up in tl.static_range(AXES - 1):
+                for back in tl.static_range(2):
+                    grads_at = grad_table + points + _step(size, up, back, ROW)
                     for beside in tl.static_range(2):
-                        product = tl.sum(tl.load(values + beside * ROW).to(tl.float32) * grad_samples, 1)
-                        line += product * along_x[beside]
-                        line_by_x += product * along_x[beside + 2]
-                        share = along_z[up] * along_y[back] * along_x[beside] * scale
+                        share = scale * along_z[up] * along_y[back] * along_x[beside]
                         grad = grad_samples * share[:, None]
                         if fixed_point is not None:
                             grad = (grad * tl.load(fixed_point)).to(tl.int64)
                         tl.atomic_add(grads_at + beside * ROW, grad, (share != 0)[:, None], sem="relaxed")
-                    plane += line * along_y[back]
-                    plane_by_y += line * along_y[back + 2]
-                    plane_by_x += line_by_x * along_y[back]
-                by_mask += plane * along_z[up]
-                by_z += plane * along_z[up + 2]
-                by_y += plane_by_y * along_z[up]
-                by_x += plane_by_x * along_z[up]
         by_offset = grad_offset + (sample * (GROUPS * TAPS) + entry) * AXES * voxels_out + voxel
         kind = grad_offset.dtype.element_ty
-        tl.store(by_offset + (AXES - 1) * tl.cast(voxels_out, tl.int64), (by_x * scale).to(kind), exists)
-        tl.store(by_offset + (AXES - 2) * tl.cast(voxels_out, tl.int64), (by_y * scale).to(kind), exists)
+        by_x = tl.sum(by_x, 1) * scale
+        by_y = tl.sum(by_y, 1) * scale
         if AXES == 3:
-            tl.store(by_offset, (by_z * scale).to(kind), exists)
+            # one store for all: each would be handed round between threads by itself
+            by_z = tl.sum(by_z, 1) * scale
+            by_axes = tl.join(tl.join(by_z, by_y), tl.join(by_x, by_x))
+            axis = tl.arange(0, 2)[:, None] + 2 * tl.arange(0, 2)[None, :]
+            all_axes = by_offset[:, None, None] + axis[None, :, :] * tl.cast(voxels_out, tl.int64)
+            tl.store(all_axes, by_axes.to(kind), exists[:, None, None] & (axis < 3)[None, :, :])
+        else:
+            tl.store(by_offset, by_y.to(kind), exists)
+            tl.store(by_offset + tl.cast(voxels_out, tl.int64), by_x.to(kind), exists)
         if mask is not None:
             by_entry = grad_mask + (sample * (GROUPS * TAPS) + entry) * voxels_out + voxel
-            tl.store(by_entry, by_mask.to(grad_mask.dtype.element_ty), exists)
+            tl.store(by_entry, tl.sum(by_mask, 1).to(grad_mask.dtype.element_ty), exists)
 
 
 @triton.jit
@@ -227,13 +249,26 @@ def gradient_by_weight(
     outputs = tl.program_id(1) * BLOCK_OUT + tl.arange(0, BLOCK_OUT)
     channels = tl.program_id(2) * BLOCK_C + tl.arange(0, BLOCK_C)
     sums = tl.zeros((BLOCK_OUT, BLOCK_C), tl.float32)
+    next_sample, next_z, next_y, next_x = tile_at(part, tiles, output_size, TILE)
+    place, voxel, exists = voxels_of(next_z, next_y, next_x, output_size, TILE)
+    shifts = offset + tl.cast(next_sample, tl.int64) * offset_strides[0]
+    next_shift_z, next_shift_y, next_shift_x = shifts_of(shifts, offset_strides[1], entry, voxel, exists, AXES)
     for tile in range(part, all_tiles, parts):
-        sample = tl.cast(tile // tiles, tl.int64)
-        place, voxel, exists = voxels_of(tile % tiles, output_size, TILE)
+        sample = tl.cast(next_sample, tl.int64)
+        place, voxel, exists = voxels_of(next_z, next_y, next_x, output_size, TILE)
+        shift_z, shift_y, shift_x = next_shift_z, next_shift_y, next_shift_x
+
+        following = tl.minimum(tile + parts, all_tiles - 1)
+        next_sample, next_z, next_y, next_x = tile_at(following, tiles, output_size, TILE)
+        _, next_voxel, next_exists = voxels_of(next_z, next_y, next_x, output_size, TILE)
+        shifts = offset + tl.cast(next_sample, tl.int64) * offset_strides[0]
+        next_shift_z, next_shift_y, next_shift_x = shifts_of(
+            shifts, offset_strides[1], entry, next_voxel, next_exists, AXES
+        )
+
         row, along_z, along_y, along_x = sampling_points(
-            offset + sample * offset_strides[0], offset_strides[1], entry, place, voxel, exists, size, stride, padding,
-            step, KERNEL, AXES,
-        )  # fmt: skip
+            shift_z, shift_y, shift_x, entry, place, size, stride, padding, step, KERNEL, AXES
+        )
         scale = _modulation(mask, mask_strides, sample, entry, voxel, exists)
         rows = table + (sample * size[0] * size[1] * size[2] + row) * ROW + entry // TAPS * C
         samples = _interpolate(rows, size, along_z, along_y, along_x, scale, channels, ROW, AXES)
@@ -255,6 +290,28 @@ def _interpolate(rows, size, along_z, along_y, along_x, scale, channels, ROW: tl
                 share = along_z[up] * along_y[back] * along_x[beside] * scale
                 samples += share[:, None] * tl.load(points + beside * ROW).to(tl.float32)
     return samples
+
+
+@triton.jit
+def _fours(values):
+    """(voxels, channels) as 4 tensors (voxels, lanes): of every 4 neighbouring channels, which one thread holds."""
+    even, odd = tl.split(tl.reshape(values, (values.shape[0], values.shape[1] // 4, 2, 2)))
+    first, third = tl.split(even)
+    second, fourth = tl.split(odd)
+    return first, second, third, fourth
+
+
+@triton.jit
+def _sum_of_four(values):
+    first, second, third, fourth = _fours(values)
+    return first + second + third + fourth
+
+
+@triton.jit
+def _per_lane(values, CHANNELS: tl.constexpr):
+    """(voxels,) as (voxels, lanes), distributed over threads as `_fours` does it."""
+    first, _, _, _ = _fours(tl.broadcast_to(values[:, None], (values.shape[0], CHANNELS)))
+    return first
 
 
 @triton.jit
