@@ -112,9 +112,11 @@ def level(channels=32, extent=24, batch=2, dtype=torch.float16, displaced=3, mod
     taps = (3, 3, 3) if displaced == 3 else (1, 3, 3)
     count, size = math.prod(taps), (extent,) * 3
     weight = torch.randn(channels, channels, *taps, device="cuda") / math.sqrt(channels * count)
+    # between grid points, where the gradient by the offset jumps: float32 rounds some positions onto them
+    offset = (torch.randn(batch, count * displaced, *size, device="cuda") * 1.5 * 256).round().add(0.5) / 256
     return [
         torch.randn(batch, channels, *size, device="cuda").to(dtype),
-        torch.randn(batch, count * displaced, *size, device="cuda") * 1.5,
+        offset,
         weight.to(dtype),
         torch.randn(channels, device="cuda").to(dtype),
         torch.rand(batch, count, *size, device="cuda").to(dtype) if modulated else None,
