@@ -47,6 +47,7 @@ class Launch:
         arguments: tensors, numbers, tuples of numbers, None.
         constants: that it is compiled for.
         warps: of a program.
+        registers: that a thread may have; None leaves it to the compiler.
     """
 
     module: str
@@ -55,6 +56,7 @@ class Launch:
     arguments: dict[str, Any]
     constants: dict[str, Any]
     warps: int
+    registers: int | None = None
 
     def run(self) -> None:
         kernel = getattr(import_module(self.module), self.kernel)
@@ -99,7 +101,8 @@ class Launch:
 
     def _options(self) -> dict[str, Any]:
         # One stage: what is gathered goes through registers, which Triton's pipelines do not serve.
-        return {"num_warps": self.warps, "num_stages": 1, "enable_fp_fusion": True}
+        options = {"num_warps": self.warps, "num_stages": 1, "enable_fp_fusion": True}
+        return options if self.registers is None else {**options, "maxnreg": self.registers}
 
 
 _POINTERS = {

@@ -17,7 +17,11 @@ from nnunet_godc.ops._geometry import Arguments, Geometry
 from nnunet_godc.triton_launch import WARP, Launch
 
 KERNELS = "nnunet_godc.ops._triton_kernels"
-PROGRAMS_PER_PROCESSOR = 4  # a program waits for memory most of its time; fewer would leave the GPU waiting too
+# A program waits for memory most of its time; fewer would leave the GPU waiting too. The gradient by weight, whose
+# programs differ in what their tiles cost, is faster with more, as long as their partial sums are not too large.
+PROGRAMS_PER_PROCESSOR = 4
+PROGRAMS_BY_WEIGHT = 16
+PARTIAL_SUMS = 64 * 2**20  # bytes
 
 
 @dataclass(frozen=True)
@@ -26,18 +30,20 @@ class Blocks:
 
     Its voxels are fewer than its threads: each thread then computes the positions of its own rows, which Triton would
     otherwise hand round in shared memory, with dozens of barriers per tap. Channels and outputs are powers of two, at
-    least the 16 that tensor cores take.
+    least the 16 that tensor cores take. All numbers are the fastest of those tried on an H200, or close to it.
 
     Attributes:
         tile: output voxels along (z, y, x).
         channels, outputs: at a time.
         warps: of 32 threads.
+        registers: that a thread may have, if fewer than it would take: then more programs fit beside each other.
     """
 
     tile: tuple[int, int, int]
     channels: int
     outputs: int
     warps: int
+    registers: int | None = None
 
 
 class Call:
@@ -76,7 +82,7 @@ class Call:
         """The launch that adds to `grad_table`, shaped like `table`, and fills the gradients of offset and mask."""
         blocks = self._scattering_blocks()
         tiles = self._tiles(blocks)
-        parts = min(self.entries, math.ceil(self._programs() / tiles))
+        parts = min(self.entries, math.ceil(PROGRAMS_PER_PROCESSOR * self._processors() / tiles))
         # the order in which the kernel takes channels of a block
         by_block = self.kernel.unflatten(2, (-1, 4, blocks.channels // 8, 2))
         arguments = {
@@ -95,7 +101,8 @@ class Call:
         blocks = self._gathering_blocks()
         tiles = self._tiles(blocks)
         weight_blocks = (self.kernel.shape[1] // blocks.outputs, self.kernel.shape[2] // blocks.channels)
-        parts = min(tiles, math.ceil(self._programs() / (self.entries * math.prod(weight_blocks))))
+        programs = math.ceil(PROGRAMS_BY_WEIGHT * self._processors() / (self.entries * math.prod(weight_blocks)))
+        parts = min(tiles, programs, max(1, PARTIAL_SUMS // (4 * self.kernel.numel())))
         partial = self.kernel.new_empty((parts, *self.kernel.shape), dtype=torch.float32)
         arguments = {"grad_output": grad_output, "partial": partial, "all_tiles": tiles, "parts": parts}
         return self._launch("gradient_by_weight", (self.entries * parts, *weight_blocks), blocks, arguments)
@@ -148,7 +155,7 @@ class Call:
             "TILE": blocks.tile,
             "PRECISION": _precision(),
         }
-        return Launch(KERNELS, kernel, grid, {**shared, **arguments}, constants, blocks.warps)
+        return Launch(KERNELS, kernel, grid, {**shared, **arguments}, constants, blocks.warps, blocks.registers)
 
     def _gathering_blocks(self) -> Blocks:
         """For the kernels whose sums are long: 128 bytes of a row at once, 16 per thread."""
@@ -157,24 +164,26 @@ class Call:
         channels = min(128 // item, self.block_channels)
         # one load of 16 bytes per thread at least
         smallest = 16 // item * WARP * warps // channels
-        return Blocks(self._tile(64, smallest), channels, self.block_outputs, warps)
+        registers = 96 if self.block_outputs <= 32 else None
+        return Blocks(self._tile(64, smallest), channels, self.block_outputs, warps, registers)
 
     def _scattering_blocks(self) -> Blocks:
         """For the kernel that adds to memory: 4 channels per thread, which is the widest atomic operation.
 
-        It holds more per voxel and channel than the others, so it takes fewer of both.
+        What it adds bounds it on large maps, however it is cut. It takes as few voxels as tensor cores do and as many
+        channels as can be, since a voxel's position is computed for each block of them.
         """
-        channels = min(32, self.block_channels)
-        tile = self._tile(32, 16)
-        return Blocks(tile, channels, min(64, self.block_outputs), math.prod(tile) * channels // (4 * WARP))
+        channels = min(64, self.block_channels)
+        tile = self._tile(16, 16)
+        return Blocks(tile, channels, min(128, self.block_outputs), math.prod(tile) * channels // (4 * WARP))
 
-    def _programs(self) -> int:
-        return PROGRAMS_PER_PROCESSOR * _processors(self.table.device)
+    def _processors(self) -> int:
+        return _processors(self.table.device)
 
     def _tile(self, voxels: int, smallest: int) -> tuple[int, int, int]:
         """A block of so many output voxels, or of fewer if the map is small; powers of two along (z, y, x)."""
         voxels_out = self.geometry.batch * self.geometry.voxels_out
-        while voxels > smallest and voxels_out < voxels * _processors(self.table.device):
+        while voxels > smallest and 2 * voxels_out < voxels * self._processors():
             voxels //= 2
         limits = [_power_of_two(extent) for extent in _in_3d(self.geometry.output_size, 1)]
         # Along x as many as make a whole sector of 32 bytes of a 16-bit map; then as much of a cube as can be.
