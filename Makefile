@@ -12,7 +12,7 @@ unexport PYTHONDONTWRITEBYTECODE
 BIN := .venv/bin
 INSTALLED := .venv/installed
 
-.PHONY: demo test test-slow test-slurm lint bench bench-gpu bench-nnunet constraints clean
+.PHONY: demo test test-slow test-slurm lint docs bench bench-gpu bench-nnunet constraints clean
 .DELETE_ON_ERROR:
 
 demo: $(INSTALLED)
@@ -32,6 +32,10 @@ lint: $(INSTALLED)
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
+
+# The pages lie in site/. A warning is an error.
+docs: $(INSTALLED)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
 
 bench: $(INSTALLED)
 	$(BIN)/python benchmarks/loss.py
@@ -53,7 +57,7 @@ constraints: $(INSTALLED)
 		--custom-compile-command "make constraints" --no-annotate --output-file constraints.txt pyproject.toml
 
 clean:
-	rm -rf .venv build dist *.egg-info
+	rm -rf .venv build dist site *.egg-info
 
 $(INSTALLED): pyproject.toml setup.py nnunet_godc.pth constraints.txt
 	@command -v "$(PYTHON)" >/dev/null || \

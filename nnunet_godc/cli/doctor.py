@@ -43,11 +43,13 @@ class Finding:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """There are none: the report is always whole."""
+    parser.add_argument(
+        "--report", action="store_true", help="for a bug report: the same, without paths and user names"
+    )
 
 
 def run(arguments: argparse.Namespace) -> int:
-    del arguments
+    shown: Callable[[str], str] = without_private_names if arguments.report else str
     checks: dict[str, Callable[[], Iterable[Finding]]] = {
         "Versions": check_versions,
         "nnU-Net's folders": check_folders,
@@ -62,7 +64,7 @@ def run(arguments: argparse.Namespace) -> int:
             # torch warns of its own future while nnU-Net imports it, which is nothing to do for anybody here.
             warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.")
             findings = list(check())
-        print(format_findings(findings), end="\n\n")
+        print(shown(format_findings(findings)), end="\n\n")
         number_of_problems += sum(finding.status == "problem" for finding in findings)
     if number_of_problems == 0:
         print("Everything that training needs is in place.")
@@ -83,7 +85,30 @@ def format_findings(findings: Iterable[Finding]) -> str:
     return "\n".join(lines)
 
 
+def without_private_names(text: str) -> str:
+    """The text with `<...>` for each path and user's name in it, so that a stranger may read it.
+
+    The folders that are known are named for what they are. Of any other path all that has no space in it goes.
+    """
+    known = {
+        **{os.environ[variable]: variable for variable in _FOLDERS if os.environ.get(variable)},
+        **{entry: "folder of trainers" for entry in _folders_of_trainers() if not _is_plugin_folder(entry)},
+        str(PLUGIN_FOLDER.parent): "nnunet_godc",
+        sys.executable: "python",
+        sys.prefix: "environment",
+        str(Path.cwd()): "working folder",
+        str(Path.home()): "home",
+    }
+    for path, name in sorted(known.items(), key=lambda item: -len(item[0])):
+        if len(path) > 1:
+            text = text.replace(path, f"<{name}>")
+    text = re.sub(r"(?<![\w<>/])(?:[A-Za-z]:)?[/\\][^\s:;,()'\"<>]*[^\s:;,()'\"<>.]", "<path>", text)
+    user = Path.home().name
+    return re.sub(rf"\b{re.escape(user)}\b", "<user>", text) if len(user) > 2 and user != "root" else text
+
+
 def check_versions() -> Iterator[Finding]:
+    yield Finding("ok", "system", platform.platform())
     yield Finding("ok", "python", f"{platform.python_version()} ({sys.executable})")
     yield Finding("ok", "nnunet-godc", f"{nnunet_godc.__version__} ({Path(nnunet_godc.__file__).parent})")
     problem = nnunet_problem()
@@ -127,7 +152,7 @@ def check_folders() -> Iterator[Finding]:
 
 
 def check_trainers() -> Iterator[Finding]:
-    entries = [entry for entry in os.environ.get("nnUNet_extTrainer", "").split(os.pathsep) if entry.strip()]
+    entries = _folders_of_trainers()
     hook_worked = any(_is_plugin_folder(entry) for entry in entries)
     if not hook_worked:
         remedy = REINSTALL if _hook_is_installed() else _export(entries)
@@ -206,6 +231,10 @@ def check_backends() -> Iterator[Finding]:
         return
     for name, why_not in available_backends().items():
         yield Finding("ok", name, "usable") if why_not is None else Finding("note", name, f"not usable: {why_not}")
+
+
+def _folders_of_trainers() -> list[str]:
+    return [entry for entry in os.environ.get("nnUNet_extTrainer", "").split(os.pathsep) if entry.strip()]
 
 
 def _try_import(name: str) -> tuple[ModuleType | None, str]:

@@ -196,3 +196,23 @@ def test_what_torch_warns_of_its_own_future_is_not_shown(monkeypatch: pytest.Mon
         warnings.simplefilter("always")
         assert main(["doctor"]) == 0
     assert [str(warning.message) for warning in shown] == ["mine will change"]
+
+
+def test_a_report_for_strangers_has_no_path_and_no_name_of_a_user(
+    tmp_path: Path, folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    home = tmp_path / "Jane Doe"
+    own = home / "my trainers"
+    own.mkdir(parents=True)
+    (own / "mine.py").write_text("raise RuntimeError('no /srv/secret/file.txt for janedoe')")
+    plugin = doctor.PLUGIN_FOLDER
+    monkeypatch.setenv("nnUNet_extTrainer", f"{own}:{plugin}")
+    monkeypatch.setenv("nnUNet_raw", str(home / "raw data"))
+    monkeypatch.setattr(Path, "home", lambda: Path("/home/janedoe"))
+    assert main(["doctor", "--report"]) == 1
+    output = capsys.readouterr().out
+    for secret in ("Jane", "Doe", "janedoe", "my trainers", "raw data", "secret", str(tmp_path), str(plugin.parent)):
+        assert secret not in output
+    assert "<nnUNet_raw> does not exist" in output
+    assert "<folder of trainers> cannot be imported" in output
+    assert "nnunetv2" in output
