@@ -12,7 +12,7 @@ unexport PYTHONDONTWRITEBYTECODE
 BIN := .venv/bin
 INSTALLED := .venv/installed
 
-.PHONY: demo test test-slow test-slurm lint docs bench bench-gpu bench-nnunet constraints clean
+.PHONY: demo test test-slow test-slurm lint docs release-check bench bench-gpu bench-nnunet constraints clean
 .DELETE_ON_ERROR:
 
 demo: $(INSTALLED)
@@ -36,6 +36,10 @@ lint: $(INSTALLED)
 # The pages lie in site/. A warning is an error.
 docs: $(INSTALLED)
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
+
+# Before a release: the wheel in a fresh environment for each Python at hand, or for those that PYTHONS names. Some minutes each.
+release-check: $(INSTALLED)
+	.ci/release-check
 
 bench: $(INSTALLED)
 	$(BIN)/python benchmarks/loss.py

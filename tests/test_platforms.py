@@ -8,7 +8,7 @@ import importlib, os, pkgutil, sys
 
 for name in ("fcntl", "grp", "pwd", "resource", "syslog", "termios", "triton"):
     sys.modules[name] = None  # importing it fails from here on
-for name in ("fork", "forkpty", "geteuid", "getuid", "killpg", "mkfifo", "sched_getaffinity", "sched_setaffinity", "setsid"):
+for name in ("fork", "forkpty", "geteuid", "getuid", "killpg", "mkfifo", "sched_getaffinity", "setsid"):
     if hasattr(os, name):
         delattr(os, name)
 
