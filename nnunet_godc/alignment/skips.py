@@ -167,6 +167,13 @@ def _smp_unet(network: Any, guided: bool) -> list[Skip]:
     return skips
 
 
+def _ce_net(network: Any, guided: bool) -> list[Skip]:
+    channels = [block[-2].num_features for block in network.decoder]
+    return [
+        Skip(module=f"skips.{level}", channels=wide, kernel_size=(3, 3)) for level, wide in enumerate(channels)
+    ]
+
+
 def _per_axis(size: int | Sequence[int], dimensions: int) -> tuple[int, ...]:
     return (size,) * dimensions if isinstance(size, int) else tuple(size)
 
@@ -178,4 +185,6 @@ ADAPTERS: dict[str, Callable[[Any, bool], list[Skip]]] = {
     "monai.networks.nets.basic_unet.BasicUNet": _monai_basic_unet,
     "monai.networks.nets.basic_unetplusplus.BasicUNetPlusPlus": _monai_basic_unet_plus_plus,
     "segmentation_models_pytorch.decoders.unet.model.Unet": _smp_unet,
+    "nnunet_godc.networks.from_monai.UNetPlusPlus": _monai_basic_unet_plus_plus,
+    "nnunet_godc.networks.ce_net.CENet": _ce_net,
 }
