@@ -169,9 +169,7 @@ def _smp_unet(network: Any, guided: bool) -> list[Skip]:
 
 def _ce_net(network: Any, guided: bool) -> list[Skip]:
     channels = [block[-2].num_features for block in network.decoder]
-    return [
-        Skip(module=f"skips.{level}", channels=wide, kernel_size=(3, 3)) for level, wide in enumerate(channels)
-    ]
+    return [Skip(module=f"skips.{level}", channels=wide, kernel_size=(3, 3)) for level, wide in enumerate(channels)]
 
 
 def _per_axis(size: int | Sequence[int], dimensions: int) -> tuple[int, ...]:

@@ -82,40 +82,42 @@ class CENet(nn.Module):
 
 
 class DenseAtrousConvolution(nn.Module):
-    """DAC: four cascades of atrous convolutions with receptive fields of 3, 7, 9 and 19, added to the input."""
+    """DAC: four cascades of atrous convolutions with receptive fields of 3, 7, 9 and 19, added to the input.
 
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-
-        def cascade(*rates: int) -> nn.Sequential:
-            layers = [nn.Conv2d(channels, channels, 3, padding=rate, dilation=rate) for rate in rates]
-            last = [nn.Conv2d(channels, channels, 1)] if rates != (1,) else []
-            return nn.Sequential(*layers, *last, nn.ReLU(inplace=True))
-
-        self.branches = nn.ModuleList((cascade(1), cascade(3), cascade(1, 3), cascade(1, 3, 5)))
-
-    def forward(self, x: Tensor) -> Tensor:
-        for branch in [branch(x) for branch in self.branches]:
-            x = x + branch
-        return x
-
-
-class ResidualMultiKernelPooling(nn.Module):
-    """RMP: the input, and one channel from each of four max poolings of 2, 3, 5 and 6; (B, C, H, W) -> (B, C + 4, H, W).
-
-    On features smaller than a kernel, below 192 pixels of the input, the whole of them is pooled.
+    The cascades share their convolutions, as in the code that the authors have published; the paper leaves it open.
     """
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.convs = nn.ModuleList(nn.Conv2d(channels, 1, 1) for _ in POOLING)
+        self.rate_1, self.rate_3, self.rate_5 = (
+            nn.Conv2d(channels, channels, 3, padding=rate, dilation=rate) for rate in (1, 3, 5)
+        )
+        self.mix = nn.Conv2d(channels, channels, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        one = self.rate_1(x)
+        one_three = self.rate_3(one)
+        cascades = (self.rate_3(x), one_three, self.rate_5(one_three))
+        return x + F.relu(one) + sum(F.relu(self.mix(cascade)) for cascade in cascades)
+
+
+class ResidualMultiKernelPooling(nn.Module):
+    """RMP: the input, and one channel from each of four max poolings; (B, C, H, W) -> (B, C + 4, H, W).
+
+    On features smaller than a kernel, below 192 pixels of the input, the whole of them is pooled. The 1x1 convolution
+    is shared, as above.
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.reduce = nn.Conv2d(channels, 1, 1)
 
     def forward(self, x: Tensor) -> Tensor:
         size = x.shape[2:]
         context = []
-        for kernel, conv in zip(POOLING, self.convs, strict=True):
+        for kernel in POOLING:
             pooled = F.max_pool2d(x, [min(kernel, extent) for extent in size])
-            context.append(F.interpolate(conv(pooled), size, mode="bilinear", align_corners=False))
+            context.append(F.interpolate(self.reduce(pooled), size, mode="bilinear", align_corners=False))
         return torch.cat((x, *context), dim=1)
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from monai.networks.nets import AttentionUnet, BasicUNetPlusPlus
+from monai.networks.nets.attentionunet import AttentionUnet
+from monai.networks.nets.basic_unetplusplus import BasicUNetPlusPlus
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -26,7 +27,8 @@ def attention_unet(
         strides: of each stage but the first, one number per axis.
     """
     dimensions = len(strides[0])
-    network = AttentionUnet(dimensions, input_channels, num_classes, widths, [tuple(stride) for stride in strides])
+    per_level: Any = [tuple(stride) for stride in strides]  # MONAI's annotation knows one number alone
+    network = AttentionUnet(dimensions, input_channels, num_classes, widths, per_level)
     norm = nn.InstanceNorm3d if dimensions == 3 else nn.InstanceNorm2d
     for module in list(network.modules()):
         for name, child in module.named_children():
@@ -35,7 +37,7 @@ def attention_unet(
     return network
 
 
-class UNetPlusPlus(BasicUNetPlusPlus):  # type: ignore[misc]
+class UNetPlusPlus(BasicUNetPlusPlus):
     """MONAI's BasicUNetPlusPlus with strides of one's own, and outputs as nnU-Net expects them.
 
     Args:
