@@ -14,7 +14,7 @@ from nnunet_godc.training.safe import SafeMixin
 
 
 class LFAMMixin(SafeMixin):
-    """Trains the plans' network with LFAM on its skip connections.
+    """Trains the network with LFAM on its skip connections.
 
     Attributes:
         lfam: the options; a subclass sets its own.

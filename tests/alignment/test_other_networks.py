@@ -128,7 +128,13 @@ class TestKnownNetworks:
             assert parameter.grad.abs().sum() > 0, name
 
 
-@every_network
+@pytest.mark.parametrize(
+    ("make", "size", "bottleneck"),
+    [
+        pytest.param(*NETWORKS[name], id=name, marks=() if name == "DynUNet 2D, residual" else pytest.mark.slow)
+        for name in NETWORKS
+    ],
+)
 def test_compiles_as_one_graph_where_the_network_does(
     make: Callable[[], nn.Module], size: tuple[int, ...], bottleneck: str
 ) -> None:
