@@ -18,7 +18,7 @@ from nnunet_godc.spelling import nearest_name
 
 
 class SkipAlignment(nn.Module):
-    """The LFAM modules of one network, by level; level 0 is the full resolution.
+    """The LFAM modules of one network, by level; level 0 is its finest skip connection.
 
     Args:
         channels: of the skip features, per level.

@@ -20,7 +20,9 @@ from nnunet_godc.alignment import alignment_of
 from nnunet_godc.errors import UserError
 from nnunet_godc.losses import GODCLoss
 from nnunet_godc.training import networks
+from nnunet_godc.training.checkpoint import describe_checkpoint
 from nnunet_godc.training.networks import NetworkMixin
+from nnunet_godc.training.warm_start import warm_start
 
 MakeTrainer = Callable[..., Any]
 
@@ -236,6 +238,22 @@ def test_without_monai_the_extra_is_named(make_trainer: MakeTrainer, monkeypatch
     monkeypatch.setattr(networks, "find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"U-Net\+\+ comes from monai, .* pip install 'nnunet-godc\[comparison\]'"):
         make_trainer(trainers.nnUNetTrainerUNetPlusPlus).initialize()
+
+
+def test_lfam_starts_from_a_checkpoint_of_the_same_network_without_it(
+    make_trainer: MakeTrainer, tmp_path: Path
+) -> None:
+    # with CE-Net, whose weights stand beside LFAM's, where those of nnU-Net's networks stand above them
+    stock = make_trainer(trainers.nnUNetTrainerCENet, "2d", **CE_NET_PATCH)
+    stock.initialize()
+    file, out = tmp_path / "stock.pth", tmp_path / "warm.pth"
+    stock.save_checkpoint(str(file))
+    added = warm_start(file, out, "nnUNetTrainerCENetGODCLFAM")
+    weights = torch.load(out, weights_only=False)["network_weights"]
+    assert added == sum(name.startswith("alignment.") for name in weights) > 0
+    assert all(weights[name].equal(value) for name, value in stock.network.state_dict().items())
+    assert "LFAM: yes" in describe_checkpoint(out)
+    assert "LFAM: no" in describe_checkpoint(file)
 
 
 def test_guided_offsets_are_refused_where_skips_pass_alone(make_trainer: MakeTrainer) -> None:
