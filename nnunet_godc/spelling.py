@@ -5,15 +5,17 @@ from collections.abc import Iterable
 from difflib import get_close_matches
 from functools import cache
 
+from nnunet_godc import combined_names
+
 _TRAINER_PREFIX = "nnunettrainer"  # in lower case: mistaken capitals are the commonest misspelling
 _CUTOFF = 0.7
 
 
 def nearest_trainer_name(misspelt: str, known: Iterable[str]) -> str | None:
-    """The one of `known` that `misspelt` most likely meant; None if none is near, or it is no trainer's name at all.
+    """The name that `misspelt` most likely meant; None if none is near, or it is no trainer's name at all.
 
-    Only what follows `nnUNetTrainer` is compared, without regard to case: the long common beginning would make all
-    names look alike.
+    It is one of `known` or a combination of parts (see `combined_names`). Only what follows `nnUNetTrainer` is
+    compared, without regard to case: the long common beginning would make all names look alike.
     """
 
     def variant(name: str) -> str:
@@ -21,7 +23,11 @@ def nearest_trainer_name(misspelt: str, known: Iterable[str]) -> str | None:
 
     if not misspelt.lower().startswith(_TRAINER_PREFIX):
         return None
-    names = {variant(name): name for name in known if name.lower().startswith(_TRAINER_PREFIX)}
+    if right := combined_names.in_order(misspelt):
+        return right
+    _, schedule = combined_names.without_schedule(misspelt)
+    scheduled = (f"{name}{schedule}" for name in combined_names.names())
+    names = {variant(name): name for name in (*scheduled, *known) if name.lower().startswith(_TRAINER_PREFIX)}
     nearest = get_close_matches(variant(misspelt), names, n=1, cutoff=_CUTOFF)
     return names[nearest[0]] if nearest else None
 

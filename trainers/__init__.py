@@ -24,12 +24,26 @@ from nnunet_godc.trainers.godc_lfam import (  # noqa: E402
     nnUNetTrainerGODCLFAMPaper,
     nnUNetTrainerGODCLFAMShared,
 )
-from nnunet_godc.trainers.lfam import nnUNetTrainerLFAM, nnUNetTrainerLFAMShared  # noqa: E402
+from nnunet_godc.trainers.lfam import (  # noqa: E402
+    nnUNetTrainerLFAM,
+    nnUNetTrainerLFAMGuided,
+    nnUNetTrainerLFAMLite,
+    nnUNetTrainerLFAMShared,
+)
+from nnunet_godc.trainers.networks import (  # noqa: E402
+    nnUNetTrainerAttentionUNet,
+    nnUNetTrainerCENet,
+    nnUNetTrainerResUNet,
+    nnUNetTrainerUNet,
+    nnUNetTrainerUNetPlusPlus,
+)
 from nnunet_godc.trainers.safe import nnUNetTrainerSafe  # noqa: E402
 from nnunet_godc.trainers.schedules import *  # noqa: E402, F403
 from nnunet_godc.trainers.smoke import nnUNetTrainerGODCSmoke, nnUNetTrainerSmoke  # noqa: E402
 
 __all__ = [
+    "nnUNetTrainerAttentionUNet",
+    "nnUNetTrainerCENet",
     "nnUNetTrainerGODC",
     "nnUNetTrainerGODCLFAM",
     "nnUNetTrainerGODCLFAMDemo",
@@ -42,9 +56,14 @@ __all__ = [
     "nnUNetTrainerGODCSmoke",
     "nnUNetTrainerGODCSquared",
     "nnUNetTrainerLFAM",
+    "nnUNetTrainerLFAMGuided",
+    "nnUNetTrainerLFAMLite",
     "nnUNetTrainerLFAMShared",
+    "nnUNetTrainerResUNet",
     "nnUNetTrainerSafe",
     "nnUNetTrainerSmoke",
+    "nnUNetTrainerUNet",
+    "nnUNetTrainerUNetPlusPlus",
     *evidence.__all__,
     *schedules.__all__,
 ]

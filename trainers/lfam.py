@@ -14,3 +14,15 @@ class nnUNetTrainerLFAMShared(LFAMMixin, nnUNetTrainer):
     """LFAM with one deformable convolution for all levels (Table II of the paper)."""
 
     lfam = LFAMConfig(shared=True)
+
+
+class nnUNetTrainerLFAMGuided(LFAMMixin, nnUNetTrainer):
+    """LFAM whose offsets follow from skip and decoder features."""
+
+    lfam = LFAMConfig(guided=True)
+
+
+class nnUNetTrainerLFAMLite(LFAMMixin, nnUNetTrainer):
+    """A cheap LFAM: from the second skip on, on a quarter of the channels."""
+
+    lfam = LFAMConfig(first_level=1, reduction=4)

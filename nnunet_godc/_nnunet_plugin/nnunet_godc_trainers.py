@@ -20,7 +20,13 @@ def __getattr__(name: str) -> object:
 
         if hasattr(seeds, name):
             return getattr(seeds, name)
-    if name.lower().startswith("nnunettrainer"):
+        # its search for the name without the seed has come here, too
+    elif name.lower().startswith("nnunettrainer"):
+        from nnunet_godc.trainers import combinations
+
+        if hasattr(combinations, name):
+            return getattr(combinations, name)
+
         from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
         from nnunet_godc.spelling import point_out_misspelling

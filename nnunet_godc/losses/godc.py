@@ -157,6 +157,11 @@ class GODCLoss(nn.Module):
         dice = soft_dice(statistics, self.smooth)  # (B, C)
         if self.config.exponent == 0:
             return -dice.mean()
+        weight, share = self.weight(statistics, voxels)
+        return (weight - 1 - weight * dice).mean() * share
+
+    def weight(self, statistics: SoftStatistics, voxels: int) -> tuple[Tensor, Tensor | float]:
+        """The weight of each sample and class, (B, C), and this rank's number of samples over the ranks' average."""
         union = soft_union(statistics)  # (B, C)
         if self.config.detach:
             union = union.detach()
@@ -165,8 +170,7 @@ class GODCLoss(nn.Module):
             norm = self._running_norm(norm, voxels)
         if self.config.exponent < 0:
             union = torch.where(statistics.reference > 0, union, norm)
-        weight = dice_weight(union, norm, self.config.exponent)
-        return (weight - 1 - weight * dice).mean() * share
+        return dice_weight(union, norm, self.config.exponent), share
 
     def _norm_over_ranks(self, union: Tensor) -> tuple[Tensor, Tensor | float]:
         """The norm over the samples of all ranks, and this rank's number of samples over the ranks' average."""

@@ -16,6 +16,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+from nnunet_godc.combined_names import parts_of
 from nnunet_godc.errors import UserError
 from nnunet_godc.spelling import nearest_name, nearest_trainer_name
 from nnunet_godc.study.definition import Definition
@@ -29,7 +30,7 @@ def check_classes(definition: Definition) -> list[Problem]:
         UserError: nnU-Net cannot be asked, as when a module in a folder of nnUNet_extTrainer fails.
     """
     written = _classes_in_source()
-    trainers = [name for name in definition.trainers if name not in written]
+    trainers = [name for name in definition.trainers if name not in written and parts_of(name) is None]
     planners = [plans.planner for plans in definition.plans if plans.planner and plans.planner not in written]
     if not trainers and not planners:
         return []

@@ -87,6 +87,11 @@ def mismatch(own: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> str | No
     return "; ".join(differences) or None
 
 
+def is_of_alignment(weight: str) -> bool:
+    """Whether the weight of this name is one of LFAM's."""
+    return "alignment" in weight.split(".")[:-1]
+
+
 def describe_checkpoint(path: Path) -> list[str]:
     """What a checkpoint is, a line for each thing, without executing anything that it holds.
 
@@ -97,7 +102,7 @@ def describe_checkpoint(path: Path) -> list[str]:
     arguments, weights = checkpoint["init_args"], checkpoint["network_weights"]
     epochs = checkpoint.get("current_epoch")
     dice = checkpoint.get("logging", {}).get("ema_fg_dice")
-    aligned = any(".alignment." in name for name in weights)
+    aligned = any(is_of_alignment(name) for name in weights)
     return [
         f"trainer: {checkpoint['trainer_name']}",
         f"dataset: {arguments['plans'].get('dataset_name')}",

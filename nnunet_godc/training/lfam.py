@@ -8,13 +8,13 @@ from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
 from torch import nn
 from torch.optim import Optimizer
 
-from nnunet_godc.alignment import AlignedUNetDecoder, LFAMConfig, align_skips
+from nnunet_godc.alignment import AlignedUNetDecoder, LFAMConfig, align_skips, alignment_of
 from nnunet_godc.training.checkpoint import bare_network
 from nnunet_godc.training.safe import SafeMixin
 
 
 class LFAMMixin(SafeMixin):
-    """Trains the plans' network with LFAM on its skip connections.
+    """Trains the network with LFAM on its skip connections.
 
     Attributes:
         lfam: the options; a subclass sets its own.
@@ -40,25 +40,28 @@ class LFAMMixin(SafeMixin):
         super().initialize()
         if self.local_rank != 0:
             return
-        decoder: AlignedUNetDecoder = bare_network(self.network).decoder  # type: ignore[assignment]
-        channels, kernels = decoder.encoder.output_channels, decoder.alignment.kernels
+        network: Any = bare_network(self.network)
+        alignment = alignment_of(network)
         levels = [
-            f"level {level} ({channels[int(level)]} channels, taps {'x'.join(map(str, kernels[level]))})"
-            for level in decoder.alignment.levels
+            f"level {level} ({alignment.channels[int(level)]} channels, "
+            f"taps {'x'.join(map(str, alignment.kernels[level]))})"
+            for level in alignment.levels
         ]
-        parameters = sum(parameter.numel() for parameter in decoder.alignment.parameters())
-        patch_size = self.configuration_manager.patch_size
-        elements = int(decoder.alignment_feature_map_size(patch_size)) * self.batch_size
-        bytes_each = 2 if self.device.type == "cuda" else 4
+        adds = [f"{sum(parameter.numel() for parameter in alignment.parameters()):,} parameters"]
+        if isinstance(getattr(network, "decoder", None), AlignedUNetDecoder):
+            patch_size = self.configuration_manager.patch_size
+            elements = int(network.decoder.alignment_feature_map_size(patch_size)) * self.batch_size
+            bytes_each = 2 if self.device.type == "cuda" else 4
+            megabytes = elements * bytes_each / 2**20
+            adds.append(f"{megabytes:,.0f} MB of feature maps for a batch of {self.batch_size}")
         self.print_to_log_file(
-            f"LFAM on {len(levels)} skip connections, {self.lfam}: {', '.join(levels)}. It adds {parameters:,} "
-            f"parameters and {elements * bytes_each / 2**20:,.0f} MB of feature maps for a batch of {self.batch_size}."
+            f"LFAM on {len(levels)} skip connections, {self.lfam}: {', '.join(levels)}. It adds {' and '.join(adds)}."
         )
 
     def configure_optimizers(self) -> tuple[Optimizer, Any]:
         optimizer, scheduler = super().configure_optimizers()
         if self.lfam.offset_lr_factor != 1:
-            offsets = list(bare_network(self.network).decoder.alignment.offset_parameters())  # type: ignore[union-attr, operator]
+            offsets = list(alignment_of(bare_network(self.network)).offset_parameters())
             identities = {id(parameter) for parameter in offsets}
             for group in optimizer.param_groups:
                 group["params"] = [parameter for parameter in group["params"] if id(parameter) not in identities]

@@ -11,7 +11,7 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from nnunet_godc.errors import UserError
 from nnunet_godc.replacing import replacing
-from nnunet_godc.training.checkpoint import read_checkpoint
+from nnunet_godc.training.checkpoint import is_of_alignment, read_checkpoint
 
 # What prediction needs beside the weights. The optimiser's state does not fit the new weights and is left out.
 _KEPT = ("init_args", "inference_allowed_mirroring_axes")
@@ -59,7 +59,7 @@ def warm_start(stock: Path, out: Path, trainer_name: str) -> int:
         result = network.load_state_dict(checkpoint["network_weights"], strict=False)
     except RuntimeError as error:
         raise UserError(f"{stock}: its weights do not have the shapes of {trainer_name}'s network: {error}") from error
-    foreign = [name for name in result.missing_keys if ".alignment." not in name] + result.unexpected_keys
+    foreign = [name for name in result.missing_keys if not is_of_alignment(name)] + result.unexpected_keys
     if foreign:
         raise UserError(
             f"{stock} was trained by {checkpoint['trainer_name']}, and {trainer_name} has another network "

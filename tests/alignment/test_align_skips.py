@@ -310,8 +310,8 @@ def test_a_network_is_aligned_only_once(unet_3d: Callable[..., nn.Module]) -> No
 @pytest.mark.parametrize(
     ("network", "message"),
     [
-        (nn.Sequential(nn.Conv3d(1, 1, 1)), "Sequential has no decoder"),
-        ("residual decoder", "ResidualUNet has the decoder UNetResDecoder"),
+        (nn.Sequential(nn.Conv3d(1, 1, 1)), "skip features of Sequential pass"),
+        ("residual decoder", "ResidualUNet with the decoder UNetResDecoder pass"),
     ],
 )
 def test_other_networks_are_refused_by_name(

@@ -273,7 +273,7 @@ class TestShipped:
     """The studies that come with the package."""
 
     def test_they_are_found_by_name(self) -> None:
-        assert shipped_studies() == ["lung-nodules", "smoke", "table1", "table2", "table3"]
+        assert shipped_studies() == ["lung-nodules", "smoke", "table1", "table2", "table3", "table3-2d"]
         assert find_study_file("smoke").name == "smoke.yaml"
 
     @pytest.mark.parametrize("name", shipped_studies())

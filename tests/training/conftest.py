@@ -122,7 +122,7 @@ def make_trainer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..
 
 @pytest.fixture
 def random_batch() -> Callable[[nnUNetTrainer], dict[str, Any]]:
-    """A batch as nnU-Net's loader makes it, for every resolution of deep supervision."""
+    """A batch as nnU-Net's loader makes it, for every resolution of deep supervision if there is any."""
 
     def make(trainer: nnUNetTrainer) -> dict[str, Any]:
         generator = torch.Generator().manual_seed(0)
@@ -132,12 +132,12 @@ def random_batch() -> Callable[[nnUNetTrainer], dict[str, Any]]:
         channels = trainer.label_manager.num_segmentation_heads + trainer.label_manager.has_ignore_label
         data = torch.randn(samples, trainer.num_input_channels, *patch, generator=generator)
         targets = []
-        for scale in trainer._get_deep_supervision_scales():
+        for scale in trainer._get_deep_supervision_scales() or [[1.0] * len(patch)]:
             size = [round(extent * factor) for extent, factor in zip(patch, scale, strict=True)]
             if trainer.label_manager.has_regions:
                 targets.append(torch.rand(samples, channels, *size, generator=generator) > 0.7)
             else:
                 targets.append(torch.randint(channels, (samples, 1, *size), generator=generator).float())
-        return {"data": data, "target": targets}
+        return {"data": data, "target": targets if trainer.enable_deep_supervision else targets[0]}
 
     return make
