@@ -13,8 +13,8 @@ from nnunet_godc.cli import build_parser
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted([ROOT / "README.md", *ROOT.glob("docs/**/*.md")])
-# Snippets that need a trained model or data: their imports are run, the rest is compiled.
-NEEDS_DATA = ("docs/deployment.md", "docs/metrics.md")
+# Snippets that need a trained model, data or code around them: their imports are run, the rest is compiled.
+FRAGMENTS = ("docs/deployment.md", "docs/metrics.md", "docs/networks.md")
 
 
 def name_of(page: Path) -> str:
@@ -38,7 +38,7 @@ def test_python_on_a_page_runs(page: Path, tmp_path: Path, monkeypatch: pytest.M
     namespace: dict[str, object] = {"__name__": "snippet"}
     for snippet in snippets(page):
         code = compile(snippet, name_of(page), "exec")
-        if name_of(page) in NEEDS_DATA:
+        if name_of(page) in FRAGMENTS:
             imports = [node for node in ast.parse(snippet).body if isinstance(node, ast.Import | ast.ImportFrom)]
             code = compile(ast.Module(imports, []), name_of(page), "exec")
         exec(code, namespace)

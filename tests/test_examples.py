@@ -27,5 +27,27 @@ def test_examples_learn(script: str, options: list[str], needs: str | None) -> N
     assert float(dice[1]) > 0.7
 
 
+def test_the_operation_finds_the_vector() -> None:
+    run = subprocess.run([sys.executable, EXAMPLES / "deform_conv.py"], capture_output=True, text=True, timeout=300)
+    assert run.returncode == 0, run.stderr
+    error = re.search(r"^largest error: (\d\.\d+) voxels$", run.stdout, re.MULTILINE)
+    assert error is not None, run.stdout
+    assert float(error[1]) < 0.02
+
+
+def test_a_collection_becomes_a_comparison(tmp_path: Path) -> None:
+    command = [sys.executable, EXAMPLES / "convert_and_evaluate.py", tmp_path]
+    run = subprocess.run(command, capture_output=True, text=True, timeout=600)
+    assert run.returncode == 0, run.stderr
+    assert "The trained MovedByTwo is" in run.stdout
+    assert "lower in Dice" in run.stdout
+    assert (tmp_path / "evaluation" / "report.md").is_file()
+
+
 def test_every_example_is_run() -> None:
-    assert {path.name for path in EXAMPLES.glob("*.py")} == {"pytorch_training.py", "monai_training.py"}
+    assert {path.name for path in EXAMPLES.glob("*.py")} == {
+        "convert_and_evaluate.py",
+        "deform_conv.py",
+        "monai_training.py",
+        "pytorch_training.py",
+    }
