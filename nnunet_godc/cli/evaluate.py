@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -163,7 +164,7 @@ def run(arguments: argparse.Namespace) -> int:
     for note in evaluation.notes:
         print(note)
     print(f"written to {arguments.out}: {', '.join(path.name for path in evaluation.files)}")
-    return _tell_problems(evaluation.problems)
+    return show_problems(evaluation.problems)
 
 
 def check_values(arguments: argparse.Namespace) -> None:
@@ -184,7 +185,7 @@ def _lesion_rule(arguments: argparse.Namespace) -> LesionRule:
     return LesionRule(arguments.lesion_iou, arguments.lesion_minimum, one_to_one, arguments.lesion_dilation)
 
 
-def _tell_problems(problems: list[str]) -> int:
+def show_problems(problems: Sequence[str]) -> int:
     if not problems:
         return 0
     print(f"{len(problems)} problem{'s' if len(problems) > 1 else ''}:", file=sys.stderr)

@@ -72,10 +72,11 @@ def markdown_table(table: Table) -> str:
 def html_table(table: Table) -> str:
     """With its caption; cells of numbers are of the class ``number``."""
     headings = "".join(_html_cell("th scope=col", text, table, at) for at, text in enumerate(table.headings))
-    rows = "\n".join(
-        f"<tr>{''.join(_html_cell('td' if at else 'th scope=row', cell, table, at) for at, cell in enumerate(row))}</tr>"
+    cells = [
+        "".join(_html_cell("td" if at else "th scope=row", cell, table, at) for at, cell in enumerate(row))
         for row in table.rows
-    )
+    ]
+    rows = "\n".join(f"<tr>{row}</tr>" for row in cells)
     return (
         f"<table>\n<caption>{html.escape(table.caption)}</caption>\n<thead><tr>{headings}</tr></thead>\n"
         f"<tbody>\n{rows}\n</tbody>\n</table>"
