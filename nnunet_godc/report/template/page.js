@@ -375,24 +375,22 @@
     byId("case-title").textContent = entry ? `${name}, ${entry.label}` : name;
     const body = byId("case-body");
     body.replaceChildren();
-    const left = make("div", {});
     if (entry?.picture) {
       const [width, height] = entry.size;
-      left.append(make("img", { src: entry.picture, width, height, alt: `Contours of the reference and of each prediction of ${entry.label} in ${name}` }));
+      body.append(make("img", { src: entry.picture, width, height, alt: `Contours of the reference and of each prediction of ${entry.label} in ${name}` }));
     }
-    if (!entry) left.append(make("p", { class: "muted" }, data.cases.seen.length ? "There is no picture of this case; nnunet-godc report --cases draws more." : "There are no pictures: the report was made from tables alone."));
-    if (entry?.problem) left.append(make("p", { class: "muted" }, entry.problem));
-    const right = make("div", {});
-    if (entry) right.append(make("ul", { class: "sentences" }, ...entry.reasons.map((reason) => make("li", {}, reason))));
-    right.append(make("div", { class: "scroll", tabindex: "0" }, caseTable(name, dataset)));
-    body.append(make("div", { class: "case-columns" }, left, right));
+    if (!entry) body.append(make("p", { class: "muted" }, data.cases.seen.length ? "There is no picture of this case; nnunet-godc report --cases draws more." : "There are no pictures: the report was made from tables alone."));
+    if (entry?.problem) body.append(make("p", { class: "muted" }, entry.problem));
     if (entry?.volume) {
       const place = make("div", { class: "viewer" });
       const open = make("button", { type: "button", id: "open-viewer", onclick: () => openViewer(entry, place) }, "Open the viewer");
       place.append(open);
       body.append(place);
     }
+    if (entry) body.append(make("ul", { class: "sentences" }, ...entry.reasons.map((reason) => make("li", {}, reason))));
+    body.append(make("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": "Numbers of this case" }, caseTable(name, dataset)));
     dialog.showModal();
+    body.scrollTop = 0;
   }
 
   function caseTable(name, dataset) {
@@ -458,17 +456,19 @@
   async function startViewer(entry, content, place) {
     const header = bytesOf(content.header);
     const [image, reference, ...predictions] = await Promise.all([content.image, content.reference, ...content.predictions.map((own) => own.voxels)].map(unpacked));
-    const state = { label: entry.label, prediction: 0, opacity: 0.45, shown: new Set(["reference", "prediction"]), outline: true };
+    const state = { label: entry.label, prediction: 0, opacity: 0.45, shown: new Set(["reference", "prediction"]) };
     const canvas = make("canvas", { tabindex: "0", "aria-label": `Viewer of ${entry.case}. Arrow keys, page up and page down move the planes.` });
     const position = make("p", { class: "muted", role: "status" }, "");
     const own = new niivue.Niivue({
-      backColor: [0, 0, 0, 1], crosshairColor: [1, 1, 1, 0.5], crosshairWidth: 1, isRadiologicalConvention: true, dragAndDropEnabled: false,
-      multiplanarForceRender: false, isNearestInterpolation: true, loadingText: "", isColorbar: false, fontColor: [1, 1, 1, 1], logLevel: "silent",
-      isOrientationTextVisible: true, isResizeCanvas: true,
+      backColor: [0, 0, 0, 1], crosshairColor: [1, 1, 1, 0.5], crosshairWidth: 0.3, crosshairWidthUnit: "percent", isRadiologicalConvention: true, dragAndDropEnabled: false,
+      multiplanarShowRender: 0, isNearestInterpolation: true, loadingText: "", isColorbar: false, fontColor: [1, 1, 1, 1], logLevel: "silent",
+      // Letters in the corner: for a single plane, NiiVue puts that of its left hand side on the right.
+      isCornerOrientationText: true, sagittalNoseLeft: true, isResizeCanvas: true,
     });
     viewer = own;
     own.onLocationChange = (where) => { position.textContent = `${where.mm ? [...where.mm].slice(0, 3).map((v) => v.toFixed(1)).join(", ") : ""} mm`; };
-    place.replaceChildren(canvas, controls(content, state, update), position);
+    // NiiVue sizes and colours what its canvas lies in.
+    place.replaceChildren(controls(content, state, update), make("div", { class: "canvas" }, canvas), position);
     await own.attachToCanvas(canvas);
     const base = await nifti(header, image, "image", true);
     base.colormap = "gray";
