@@ -3,20 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from nnunet_godc.cli.evaluate import show_problems
+from nnunet_godc.cli.evaluate import add_cases, show_problems, write_page_of
 from nnunet_godc.workers import available_cores
-
-if TYPE_CHECKING:
-    import pandas as pd
-
-    from nnunet_godc.evaluation import Evaluation
-    from nnunet_godc.report import Page
-
-CASES = 40
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -41,17 +31,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def add_cases(parser: argparse.ArgumentParser | argparse._ArgumentGroup) -> None:
-    parser.add_argument(
-        "--cases",
-        type=int,
-        default=CASES,
-        metavar="N",
-        help="the page has pictures and a viewer of so many cases: the worst, median and best of each method, and "
-        "those where two differ most; default: %(default)s",
-    )
-
-
 def run(arguments: argparse.Namespace) -> int:
     from nnunet_godc.evaluation import evaluate
     from nnunet_godc.report.assets import check_packages
@@ -72,35 +51,3 @@ def run(arguments: argparse.Namespace) -> int:
         )
     page = write_page_of(evaluation, arguments, epochs=tables.epochs, volumes=tables.volumes)
     return show_problems([*evaluation.problems, *page.problems])
-
-
-def write_page_of(
-    evaluation: Evaluation,
-    arguments: argparse.Namespace,
-    *,
-    epochs: pd.DataFrame | None = None,
-    volumes: dict[tuple[str, str, str], float] | None = None,
-) -> Page:
-    """Writes the page beside the tables, and says where it is."""
-    from tqdm import tqdm
-
-    from nnunet_godc.report import write_page
-
-    with tqdm(unit="case", disable=None, desc="drawing") as bar:
-
-        def show(done: int, total: int) -> None:
-            bar.total = total
-            bar.update(done - bar.n)
-
-        page = write_page(
-            evaluation,
-            arguments.out,
-            baseline=arguments.baseline,
-            epochs=epochs,
-            volumes=volumes,
-            cases=arguments.cases,
-            workers=arguments.np,
-            progress=show,
-        )
-    print(f"open {page.path} in a browser", file=sys.stdout)
-    return page

@@ -1,5 +1,1 @@
-"""One page to look at, from what was evaluated: `write_page` does the whole."""
-
-from nnunet_godc.report.page import Page, write_page
-
-__all__ = ["Page", "write_page"]
+"""One page to look at, from what was evaluated: `nnunet_godc.report.page.write_page` does the whole."""

@@ -35,6 +35,15 @@ def check_packages() -> None:
             raise _not_installed(package) from None
 
 
+def page_options() -> list[str]:
+    """For ``nnunet-godc evaluate``: the page as well, where the packages are installed that it needs."""
+    try:
+        check_packages()
+    except UserError:
+        return []
+    return ["--html"]
+
+
 def _not_installed(package: str) -> UserError:
     return UserError(f"the page needs {package}, which is missing; install it with: pip install 'nnunet-godc[report]'")
 

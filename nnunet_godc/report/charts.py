@@ -262,7 +262,8 @@ def _case_by_case(section: Section, methods: Sequence[Method]) -> Iterator[Chart
         budget -= 3 * sum(len(own) for own in values)
         if budget < 0:
             return
-        limits = (0.0, 100.0) if (units.lowest, units.highest, units.factor) == (0.0, 1.0, 100) else None
+        is_share = (units.lowest, units.highest, units.factor) == (0.0, 1.0, 100)
+        limits = _limits(np.concatenate(values)) if is_share else None
         first, panels = values[0], []
         for number, (name, own) in enumerate(zip(names, values, strict=True)):
             both = np.flatnonzero(np.isfinite(first) & np.isfinite(own))
@@ -313,7 +314,9 @@ def _by_volume(
     """Dice, and whether a lesion was found, against its volume; of labels without lesions Dice of the case."""
     own = measurements[(measurements["dataset"] == section.cube.dataset) & (measurements["case"] != "")]
     own = own[own["fold"].notna() == section.cube.cross_validated]
-    for label in dict.fromkeys(q.label for q in section.cube.questions if q.label != OVER_LABELS):
+    with_lesions = set(own.loc[own["lesion"].notna(), "label"].astype("str"))
+    labels = dict.fromkeys(q.label for q in section.cube.questions if q.label != OVER_LABELS)
+    for label in sorted(labels, key=lambda label: label not in with_lesions):
         rows = own[own["label"] == label]
         lesions = rows[rows["lesion"].notna()]
         for metric, subject, name in (
@@ -364,8 +367,9 @@ def _volume_chart(
         there = own.loc[both.index, "volume_ml"].to_numpy(dtype=np.float64)
         line = smooth(np.log10(there), both.to_numpy(dtype=np.float64), grid)
         differences.append(Series(index, "line", _listed(10**grid), _listed(line), hint="smooth"))
+    limits = _limits(100 * averaged["value"].to_numpy(dtype=np.float64))
     volume = Axis(f"volume of the {unit} (ml)" if unit == "lesion" else f"volume of {label} in the case (ml)", log=True)
-    panels = [Panel(subject, volume, Axis(f"{subject} (%)", limits=(0, 100)), [*points, *lines])]
+    panels = [Panel(subject, volume, Axis(f"{subject} (%)", limits=limits), [*points, *lines])]
     if differences:
         title = f"Difference from {names[methods[0]]}"
         panels.append(Panel(title, volume, Axis("difference (points)"), differences, "y"))
@@ -373,6 +377,13 @@ def _volume_chart(
     note = f"{each}Lines: means over neighbours, weighted by a Gaussian of {NEIGHBOURHOOD:g} decades of volume."
     title = f"{subject} by volume, {label}"
     return Chart(name, title, note, [names[m] for m in methods], panels, subject, label, cases)
+
+
+def _limits(values: Floats) -> tuple[float, float]:
+    """From 0 to 100 per cent; from a higher ten where there is nothing in the lower half."""
+    defined = values[np.isfinite(values)]
+    lowest = float(defined.min()) if len(defined) else 0.0
+    return (10 * math.floor(lowest / 10) if lowest > 50 else 0, 100)
 
 
 def slug(text: str) -> str:

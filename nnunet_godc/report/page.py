@@ -45,10 +45,12 @@ CT_WIDER = 0.25  # of the foreground's range of intensities, to either side
 
 @dataclass(frozen=True)
 class Page:
-    """What was written; `problems` are the cases that cannot be shown, a sentence each."""
+    """What was written: the cases that are shown, those among them whose images were not found, and those that cannot
+    be shown, a sentence each."""
 
     path: Path
     cases: int
+    without_image: int
     problems: Sequence[str]
 
 
@@ -98,7 +100,8 @@ def write_page(
     except OSError as error:
         where = f" ({error.filename})" if error.filename else ""
         raise UserError(f"cannot write the page to {out}: {error.strerror}{where}; choose another folder") from error
-    return Page(out / PAGE, len(views), problems)
+    shown = [view for view in views.values() if not view.problem]
+    return Page(out / PAGE, len(shown), sum(not view.has_image for view in shown), problems)
 
 
 def _charts(

@@ -23,7 +23,7 @@ from nnunet_godc.evaluation.metrics import NOT_READABLE
 from nnunet_godc.replacing import replacing
 
 MARGIN_MM = 20.0  # around everything that is labelled
-MOST_VOXELS = 2_000_000  # of a case in the viewer: 200 of them stay below 500 MB
+MOST_VOXELS = 1_500_000  # of a case in the viewer: even of noise, 200 of them stay below 500 MB
 NEAREST_MM, FARTHEST_MM = 15.0, 80.0  # a picture's reach from the point that it shows
 REFERENCE, PREDICTION = "#56B4E9", "#FF9D00"  # Okabe's and Ito's: told apart by colour-blind readers, and from any grey
 DOTS = 110  # per inch
@@ -73,11 +73,12 @@ class Picture(NamedTuple):
 
 @dataclass(frozen=True)
 class View:
-    """What was written: `pictures` by label; `problem` says why nothing was, or what is missing."""
+    """What was written: `pictures` by label; `problem` says why nothing was; without an image, labels alone."""
 
     key: str
     pictures: Mapping[str, Picture] = field(default_factory=dict)
     volume: str = ""
+    has_image: bool = True
     problem: str = ""
 
 
@@ -109,8 +110,7 @@ def make_view(task: Task) -> View:
         return View(task.key, problem=str(problem))
     except MemoryError:
         return View(task.key, problem="it does not fit into memory; use fewer worker processes with -np")
-    found = crop.image is not None
-    return View(task.key, pictures, volume, "" if found else "its image was not found; set nnUNet_raw to where it is")
+    return View(task.key, pictures, volume, crop.image is not None)
 
 
 def _read(task: Task) -> _Crop:

@@ -11,7 +11,7 @@ import pytest
 import SimpleITK
 
 from nnunet_godc.evaluation import Evaluation, evaluate
-from nnunet_godc.report import Page, write_page
+from nnunet_godc.report.page import Page, write_page
 from tests.evaluation.frozen import write_frozen_study
 from tests.evaluation.results_folders import DATASET, LABELS
 

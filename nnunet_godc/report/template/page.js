@@ -85,7 +85,7 @@
       text,
       customdata: series.at,
       hovertemplate: "%{text}<br>%{x:.4~g}, %{y:.4~g}<extra></extra>",
-      opacity: series.faint ? (line ? 0.75 : 0.3) : 1,
+      opacity: !series.faint ? 1 : line ? 0.75 : series.x.length < 100 ? 0.7 : series.x.length < 400 ? 0.45 : 0.3,
       line: { color: own, width: series.faint ? 1.2 : 2.6, dash: DASHES[series.method % 5] },
       marker: {
         color: own,
@@ -120,7 +120,7 @@
       const slack = 0.03 * (axis.limits[1] - axis.limits[0]);
       found.range = [axis.limits[0] - slack, axis.limits[1] + slack];
     }
-    if (axis.log) found.dtick = 1;
+    if (axis.log) found.exponentformat = "none";
     if (axis.ticks.length) {
       found.tickvals = axis.ticks.map((_, index) => index);
       found.ticktext = axis.ticks.map(escaped);
@@ -133,9 +133,10 @@
   function layout(panel) {
     const line = { color: variable("--muted"), width: 1, dash: "dot" };
     const shapes = [];
+    const square = panel.line === "diagonal";
     if (panel.line === "x") shapes.push({ type: "line", x0: 0, x1: 0, yref: "paper", y0: 0, y1: 1, line });
     if (panel.line === "y") shapes.push({ type: "line", y0: 0, y1: 0, xref: "paper", x0: 0, x1: 1, line });
-    if (panel.line === "diagonal") {
+    if (square) {
       const numbers = panel.series.flatMap((series) => [...series.x, ...series.y]).filter((value) => value !== null);
       const [low, high] = panel.x.limits || [Math.min(...numbers), Math.max(...numbers)];
       shapes.push({ type: "line", x0: low, y0: low, x1: high, y1: high, line });
@@ -148,8 +149,8 @@
       paper_bgcolor: "rgba(0,0,0,0)",
       plot_bgcolor: "rgba(0,0,0,0)",
       font: { color: variable("--text"), family: "inherit", size: 12.5 },
-      xaxis: axisLayout(panel.x, false),
-      yaxis: { ...axisLayout(panel.y, true), ...(panel.line === "diagonal" ? { scaleanchor: "x", constrain: "domain" } : {}) },
+      xaxis: { ...axisLayout(panel.x, false), constrain: square ? "domain" : "range" },
+      yaxis: { ...axisLayout(panel.y, true), ...(square ? { scaleanchor: "x", constrain: "domain" } : {}) },
       shapes,
       showlegend: false,
       hovermode: "closest",
@@ -199,6 +200,7 @@
     legend(figure, chart, used);
     const place = figure.querySelector(".panels");
     place.classList.toggle("single", chart.panels.length === 1);
+    place.classList.toggle("square", chart.panels[0].line === "diagonal");
     while (place.children.length > chart.panels.length) {
       Plotly.purge(place.lastChild);
       place.lastChild.remove();
