@@ -200,6 +200,7 @@ def write_page_of(
     *,
     epochs: pd.DataFrame | None = None,
     volumes: dict[tuple[str, str, str], float] | None = None,
+    running: Sequence[Path] = (),
 ) -> Page:
     """Writes the page beside the tables, and says where it is."""
     from tqdm import tqdm
@@ -218,6 +219,7 @@ def write_page_of(
             baseline=arguments.baseline,
             epochs=epochs,
             volumes=volumes,
+            running=running,
             cases=arguments.cases,
             workers=arguments.np,
             progress=show,

@@ -49,5 +49,7 @@ def run(arguments: argparse.Namespace) -> int:
         evaluation = evaluate(
             tables.results, arguments.out, baseline=arguments.baseline, workers=arguments.np, progress=show
         )
-    page = write_page_of(evaluation, arguments, epochs=tables.epochs, volumes=tables.volumes)
+    for folder in tables.running:
+        print(f"{folder} has no validation results yet: it is in the training curves alone")
+    page = write_page_of(evaluation, arguments, epochs=tables.epochs, volumes=tables.volumes, running=tables.running)
     return show_problems([*evaluation.problems, *page.problems])

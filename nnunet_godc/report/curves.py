@@ -11,7 +11,6 @@ import pandas as pd
 
 from nnunet_godc.errors import UserError
 from nnunet_godc.evaluation.costs import LOGS
-from nnunet_godc.evaluation.results import Results
 from nnunet_godc.report.charts import Axis, Chart, Panel, Series
 from nnunet_godc.seeded_names import seed_of, without_seed
 from nnunet_godc.training_log import read_line
@@ -46,20 +45,30 @@ def read_table_of_epochs(path: Path) -> pd.DataFrame:
     return table.reindex(columns=[*TRAINING, "epoch", *CURVES, "resumed"]).assign(resumed=False)
 
 
-def read_logs(results: Sequence[Results]) -> pd.DataFrame:
-    """Every epoch of every fold that has a log; of one that was repeated after an interruption, the last."""
+def read_logs(folders: Sequence[Path]) -> pd.DataFrame:
+    """Every epoch of every fold that has a log; of one that was repeated after an interruption, the last.
+
+    Args:
+        folders: of models, ``DatasetXXX_Name/TRAINER__PLANS__CONFIGURATION``; others are passed over.
+    """
     rows: list[dict[str, Any]] = []
-    for result in results:
-        for fold in sorted(result.folder.glob("fold_*")):
+    for folder in filter(is_model, folders):
+        trainer, plans, configuration = folder.absolute().name.split("__")
+        for fold in sorted(folder.glob("fold_*")):
             training = {
-                **{name: getattr(result, name) for name in ("dataset", "configuration", "plans")},
-                "trainer": without_seed(result.trainer),
-                "seed": seed_of(result.trainer),
+                **{"dataset": folder.absolute().parent.name, "configuration": configuration, "plans": plans},
+                "trainer": without_seed(trainer),
+                "seed": seed_of(trainer),
                 "fold": fold.name.removeprefix("fold_"),
             }
             rows += ({**training, **epoch} for epoch in _epochs(fold))
     table = pd.DataFrame(rows, columns=[*TRAINING, "epoch", *CURVES, "resumed"])
     return table.astype(dict.fromkeys(TRAINING, "str")).astype({"epoch": float, **dict.fromkeys(CURVES, float)})
+
+
+def is_model(folder: Path) -> bool:
+    """Whether it is called like a model of nnU-Net."""
+    return folder.absolute().name.count("__") == 2
 
 
 def _epochs(fold: Path) -> Iterator[dict[str, Any]]:

@@ -61,6 +61,7 @@ def write_page(
     baseline: str | None = None,
     epochs: pd.DataFrame | None = None,
     volumes: Volumes | None = None,
+    running: Sequence[Path] = (),
     cases: int = 40,
     workers: int = 0,
     progress: Callable[[int, int], None] = lambda done, total: None,
@@ -73,6 +74,7 @@ def write_page(
         baseline: trainer that stands first.
         epochs: training curves, as `nnunet_godc.report.curves` reads them from tables.
         volumes: of labels in the references, where the measurements do not tell them.
+        running: folders of models without results yet, whose training curves are shown with the others'.
         cases: of how many pictures are drawn, and volumes written for the viewer.
         workers: processes that do so; 0 does it in this one.
         progress: called with the number of cases that are drawn, and of those that are to be.
@@ -83,7 +85,8 @@ def write_page(
     others = scripts()
     sections = [part.section for part in evaluation.parts if part.section is not None]
     known = {**reference_volumes(evaluation.measurements), **(volumes or {})}
-    curves = pd.concat([table for table in (epochs, read_logs(evaluation.results)) if table is not None])
+    logs = read_logs([*(result.folder for result in evaluation.results), *running])
+    curves = logs if epochs is None else pd.concat([epochs, logs])
     try:
         out.mkdir(parents=True, exist_ok=True)
         choices = choose_cases(sections, baseline, cases) if evaluation.results else []

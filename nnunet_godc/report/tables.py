@@ -10,7 +10,8 @@ import pandas as pd
 
 from nnunet_godc.errors import UserError
 from nnunet_godc.evaluation import read_tables
-from nnunet_godc.report.curves import is_table_of_epochs, read_table_of_epochs
+from nnunet_godc.evaluation.results import CROSS_VALIDATION
+from nnunet_godc.report.curves import is_model, is_table_of_epochs, read_table_of_epochs
 
 MEASUREMENTS = "measurements.csv"
 VOLUMES = ["case", "label", "reference_mm3"]
@@ -20,11 +21,13 @@ VOLUMES = ["case", "label", "reference_mm3"]
 class Tables:
     """Attributes:
     results: folders and tables that `nnunet_godc.evaluation.evaluate` reads.
+    running: folders of models that have no results yet.
     epochs: training curves, None without.
     volumes: of labels in the references, in ml, by dataset, case and label.
     """
 
     results: Sequence[Path]
+    running: Sequence[Path]
     epochs: pd.DataFrame | None
     volumes: dict[tuple[str, str, str], float]
 
@@ -35,12 +38,15 @@ def sort_tables(paths: Sequence[Path]) -> Tables:
     Raises:
         UserError: a file is none of these tables, or there are no measurements.
     """
-    results, epochs, volumes = [], [], []
+    results: list[Path] = []
+    running: list[Path] = []
+    epochs, volumes = [], []
     for path in paths:
         if (path / MEASUREMENTS).is_file():
             path = path / MEASUREMENTS
         if not path.is_file():
-            results.append(path)
+            is_running = is_model(path) and any(path.glob("fold_*")) and not any(path.glob("fold_*/validation/*"))
+            (running if is_running and not any(path.glob(CROSS_VALIDATION)) else results).append(path)
             continue
         try:
             columns = list(pd.read_csv(path, nrows=0).columns)
@@ -53,10 +59,11 @@ def sort_tables(paths: Sequence[Path]) -> Tables:
         else:
             results.append(path)
     if not results:
-        raise UserError("there are no measurements; give folders of results, or a measurements.csv as well")
+        why = f"; {running[0]} has no validation results yet" if running else ""
+        raise UserError(f"there are no measurements{why}; give folders of results, or a measurements.csv as well")
     measured = [path for path in results if path.is_file()]
     found = _volumes(volumes, measured) if volumes and measured else {}
-    return Tables(results, pd.concat(epochs) if epochs else None, found)
+    return Tables(results, running, pd.concat(epochs) if epochs else None, found)
 
 
 def _volumes(paths: Sequence[Path], measured: Sequence[Path]) -> dict[tuple[str, str, str], float]:

@@ -246,7 +246,7 @@ def _draw(crop: _Crop, task: Task, label: str, path: Path, *, small: bool = Fals
     # Millimetres are as long in every panel.
     scale = min(column / max(width for width, _ in sizes), column * 1.2 / max(height for _, height in sizes))
     heights = [max(height * scale, 0.25) for _, height in sizes]
-    left, gap, top, bottom = (0.04, 0.04, 0.0, 0.0) if small else (0.42, 0.1, 0.95, 0.45)
+    left, gap, top, bottom = (0.04, 0.04, 0.0, 0.0) if small else (0.66, 0.1, 0.95, 0.45)
     width = max(left + len(predictions) * (column + gap), 0.0 if small else 6.6)
     height = top + sum(heights) + gap * len(heights) + bottom
     figure = Figure(figsize=(width, height), facecolor=BACKGROUND)
@@ -274,7 +274,7 @@ def _draw(crop: _Crop, task: Task, label: str, path: Path, *, small: bool = Fals
                 panel.text(0.02, 0.02, _fitted(name, column), color=TEXT, fontsize=8, transform=panel.transAxes,
                            parse_math=False)  # fmt: skip
             elif at == 0:
-                write(0.28, y + tall / 2, plane, color=FAINT, fontsize=8, rotation=90, ha="right", va="center")
+                write(0.58, y + tall / 2, plane, color=FAINT, fontsize=8, ha="right", va="center")
             y += tall + gap
     if not small:
         write(left, 0.12, f"{task.name}, {label}", color=TEXT, fontsize=11, va="top")

@@ -12,7 +12,7 @@ from tests.report.conftest import BASELINE, Study, log_of
 
 
 def test_every_epoch_is_read_once_and_the_first_of_a_later_log_was_resumed(study: Study) -> None:
-    curves = read_logs(study.evaluation.results)
+    curves = read_logs(study.folders)
     resumed = curves[(curves["trainer"] == BASELINE) & (curves["seed"] == "1") & (curves["fold"] == "0")]
     assert resumed["epoch"].tolist() == [0, 1, 2, 3, 4, 5]
     assert resumed["learning_rate"].tolist() == [0.01, 0.01, 0.005, 0.005, 0.005, 0.005]
@@ -22,17 +22,15 @@ def test_every_epoch_is_read_once_and_the_first_of_a_later_log_was_resumed(study
     assert len(curves) == 6 + 3 * 4
 
 
-def test_a_training_that_began_anew_is_not_resumed(study: Study, tmp_path: Path) -> None:
-    folder = tmp_path / "model" / "fold_0"
+def test_a_training_that_began_anew_is_not_resumed(tmp_path: Path) -> None:
+    folder = tmp_path / "Dataset001_A" / "nnUNetTrainer__nnUNetPlans__2d" / "fold_0"
     folder.mkdir(parents=True)
     (folder / "training_log_1.txt").write_text(log_of(range(3)))
     (folder / "training_log_2.txt").write_text(log_of(range(2)))
-    (result, *_) = study.evaluation.results
-    import dataclasses
-
-    curves = read_logs([dataclasses.replace(result, folder=folder.parent)])
+    curves = read_logs([folder.parent, tmp_path])
     assert curves["epoch"].tolist() == [0, 1]
     assert not curves["resumed"].any()
+    assert set(curves["dataset"]) == {"Dataset001_A"}
 
 
 def test_a_chart_has_a_panel_for_what_is_known(tmp_path: Path) -> None:

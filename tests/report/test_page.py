@@ -10,7 +10,7 @@ import pytest
 from nnunet_godc.cli import main
 from nnunet_godc.report import assets
 from nnunet_godc.report.page import FIGURES
-from tests.report.conftest import HOSTILE_CASE, HOSTILE_LABEL, Study
+from tests.report.conftest import HOSTILE_CASE, HOSTILE_LABEL, Study, log_of
 
 EVIDENCE = Path(__file__).parents[2] / "docs" / "evidence" / "lung-nodules"
 
@@ -59,6 +59,17 @@ def test_the_evidence_is_reported_from_its_tables(tmp_path: Path, capsys: pytest
 def test_an_evaluation_is_reported_from_its_folder(study: Study, tmp_path: Path) -> None:
     assert main(["report", str(study.page.path.parent), "--out", str(tmp_path / "again")]) == 0
     assert (tmp_path / "again" / "index.html").exists()
+
+
+def test_a_training_without_results_is_in_the_curves_alone(study: Study, tmp_path: Path) -> None:
+    running = tmp_path / study.folders[0].parent.name / "nnUNetTrainerGODC_seed3__nnUNetPlans__3d_fullres"
+    (running / "fold_1").mkdir(parents=True)
+    (running / "fold_1" / "training_log_1.txt").write_text(log_of(range(17)))
+    table = study.page.path.parent / "measurements.csv"
+    assert main(["report", str(table), str(running), "--out", str(tmp_path / "out")]) == 0
+    text = (tmp_path / "out" / "index.html").read_text(encoding="utf-8")
+    assert '"hint":"fold 1, seed 3"' in text
+    assert main(["report", str(running), "--out", str(tmp_path / "out")]) == 1
 
 
 def test_other_tables_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

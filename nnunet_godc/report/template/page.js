@@ -248,6 +248,7 @@
       figure.querySelector("select")?.addEventListener("change", () => draw(figure));
       seen.observe(figure);
     }
+    window.addEventListener("beforeprint", () => figures.forEach(draw));
   }
 
   // ---- cases ----------------------------------------------------------------------------------------------------
