@@ -9,7 +9,11 @@ export OMP_WAIT_POLICY ?= PASSIVE
 # Containers often set it. Then every process compiles what it imports anew, which takes nnU-Net 11 s at each start.
 unexport PYTHONDONTWRITEBYTECODE
 
+# Tests run beside each other, each file in one of so many processes.
+JOBS ?= 2
+
 BIN := .venv/bin
+PYTEST := $(BIN)/python -m pytest -n $(JOBS) --dist loadfile
 INSTALLED := .venv/installed
 
 .PHONY: demo test test-slow test-slurm lint docs release-check bench bench-gpu bench-nnunet constraints clean
@@ -19,10 +23,10 @@ demo: $(INSTALLED)
 	$(BIN)/nnunet-godc demo --out "$(OUT)"
 
 test: $(INSTALLED)
-	$(BIN)/python -m pytest -m "not slow and not slurm"
+	$(PYTEST) -m "not slow and not slurm"
 
 test-slow: $(INSTALLED)
-	$(BIN)/python -m pytest -m "slow and not slurm"
+	$(PYTEST) -m "slow and not slurm"
 
 # Needs a Slurm cluster; as root, `.ci/slurm make test-slurm` starts one for it.
 test-slurm: $(INSTALLED)

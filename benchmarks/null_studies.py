@@ -40,6 +40,7 @@ def draw_study(random: np.random.Generator, labels: int, asked: int) -> Cube:
         questions=tuple(Question(f"label {label}", metric) for label in range(labels) for metric in METRICS[:asked]),
         label_columns=(),
         patients=tuple(f"patient {number}" for number in range(PATIENTS)),
+        cases=tuple(map(str, range(PATIENTS))),
         first_case=np.arange(PATIENTS),
         trainings=((0,), (1,)),
         seeds=(-1, -1),

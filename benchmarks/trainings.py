@@ -39,6 +39,7 @@ def draw(
         questions=tuple(Question(str(number), "Dice") for number in range(studies)),
         label_columns=(),
         patients=tuple(map(str, range(PATIENTS))),
+        cases=tuple(map(str, range(PATIENTS))),
         first_case=np.arange(PATIENTS),
         trainings=(tuple(range(seeds)), tuple(range(seeds, 2 * seeds))),
         seeds=tuple(range(2 * seeds)),

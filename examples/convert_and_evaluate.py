@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
-import SimpleITK as sitk
+import SimpleITK
 
 from nnunet_godc.cli import main as nnunet_godc
 from nnunet_godc.demo.collection import write_phantom_collection
@@ -23,10 +23,10 @@ def predict(references: Path, out: Path, voxels: int) -> None:
     """Stands for a network: the reference moved along x."""
     out.mkdir()
     for path in sorted(references.glob("*.nii.gz")):
-        reference = sitk.ReadImage(path)
-        moved = sitk.GetImageFromArray(np.roll(sitk.GetArrayViewFromImage(reference), voxels, axis=2))
+        reference = SimpleITK.ReadImage(path)
+        moved = SimpleITK.GetImageFromArray(np.roll(SimpleITK.GetArrayViewFromImage(reference), voxels, axis=2))
         moved.CopyInformation(reference)
-        sitk.WriteImage(moved, out / path.name)
+        SimpleITK.WriteImage(moved, out / path.name)
 
 
 def main() -> None:

@@ -7,13 +7,15 @@ import re
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-Kind = Literal["epoch", "loss", "pseudo dice", "epoch time", "predicting"]
+Kind = Literal["epoch", "learning rate", "loss", "validation loss", "pseudo dice", "epoch time", "predicting"]
 
 # nnU-Net begins its lines with a time stamp; some versions leave it out in places.
 _STAMP = re.compile(r"^\d{4}-\d\d-\d\d \d\d:\d\d:\d\d\.\d+: ")
 _LINES: dict[Kind, re.Pattern[str]] = {
     "epoch": re.compile(r"Epoch (\d+)"),
+    "learning rate": re.compile(r"Current learning rate: (\S+)"),
     "loss": re.compile(r"train_loss (\S+)"),
+    "validation loss": re.compile(r"val_loss (\S+)"),
     "pseudo dice": re.compile(r"Pseudo dice(.*)"),
     "epoch time": re.compile(r"Epoch time: (\S+) s"),
     "predicting": re.compile(r"predicting (\S+)"),
@@ -26,8 +28,9 @@ class Entry(NamedTuple):
     """One line of the log.
 
     Attributes:
-        kind: what it tells: the epoch that begins, counted from 0; its mean loss on training batches; the Dice of each
-            class on validation patches; the seconds that it took; the case that is predicted.
+        kind: what it tells: the epoch that begins, counted from 0; its learning rate; its mean loss on training
+            batches, and on validation patches; the Dice of each class on these; the seconds that it took; the case
+            that is predicted.
         text: the number, the numbers or the name, as it stands there.
     """
 

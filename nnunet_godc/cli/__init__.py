@@ -10,7 +10,7 @@ from types import FrameType
 from typing import NoReturn, Protocol
 
 import nnunet_godc
-from nnunet_godc.cli import convert, demo, doctor, evaluate, inspect, study, warm_start
+from nnunet_godc.cli import convert, demo, doctor, evaluate, inspect, report, study, warm_start
 from nnunet_godc.errors import UserError
 
 
@@ -31,6 +31,7 @@ COMMANDS: dict[str, Command] = {
     "doctor": doctor,
     "evaluate": evaluate,
     "inspect": inspect,
+    "report": report,
     "study": study,
     "warm-start": warm_start,
 }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,10 +12,15 @@ from nnunet_godc.errors import UserError
 from nnunet_godc.workers import available_cores
 
 if TYPE_CHECKING:
+    import pandas as pd
+
+    from nnunet_godc.evaluation import Evaluation
     from nnunet_godc.evaluation.lesions import LesionRule
+    from nnunet_godc.report.page import Page
 
 GROUPS = ("overlap", "surface", "lesions", "all")
 PROBLEMS_SHOWN = 50  # all of them stand in evaluation.json
+CASES = 40  # with pictures and viewer
 WITH_PROBLEMS = 3  # exit status: the report is written, but something is missing or could not be measured
 
 
@@ -38,6 +44,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--patients", type=Path, metavar="FILE", help="CSV case,patient; default: as nnunet-godc convert has recorded"
     )
+
+    page = parser.add_argument_group("page to look at, as nnunet-godc report writes it")
+    page.add_argument("--html", action="store_true", help="write index.html beside the tables")
+    add_cases(page)
 
     predictions = parser.add_argument_group("predictions instead of cross-validations, as nnUNetv2_evaluate_folder")
     predictions.add_argument("-pred", type=Path, nargs="+", default=[], metavar="DIR", help="folders of predictions")
@@ -121,6 +131,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     statistics.add_argument("--seed", type=int, default=0, help="of all that is drawn, default: %(default)s")
 
 
+def add_cases(parser: argparse.ArgumentParser | argparse._ArgumentGroup) -> None:
+    parser.add_argument(
+        "--cases",
+        type=int,
+        default=CASES,
+        metavar="N",
+        help="the page has pictures and a viewer of so many cases: the worst, median and best of each method, and "
+        "those where two differ most; default: %(default)s",
+    )
+
+
 def run(arguments: argparse.Namespace) -> int:
     if not arguments.results and not arguments.pred:
         raise UserError(
@@ -132,6 +153,10 @@ def run(arguments: argparse.Namespace) -> int:
 
     from nnunet_godc.evaluation import evaluate
 
+    if arguments.html:
+        from nnunet_godc.report.assets import check_packages
+
+        check_packages()
     with tqdm(unit="case", disable=None) as bar:
 
         def show(done: int, total: int) -> None:
@@ -163,7 +188,46 @@ def run(arguments: argparse.Namespace) -> int:
     for note in evaluation.notes:
         print(note)
     print(f"written to {arguments.out}: {', '.join(path.name for path in evaluation.files)}")
-    return _tell_problems(evaluation.problems)
+    problems = list(evaluation.problems)
+    if arguments.html:
+        problems += write_page_of(evaluation, arguments).problems
+    return show_problems(problems)
+
+
+def write_page_of(
+    evaluation: Evaluation,
+    arguments: argparse.Namespace,
+    *,
+    epochs: pd.DataFrame | None = None,
+    volumes: dict[tuple[str, str, str], float] | None = None,
+    running: Sequence[Path] = (),
+) -> Page:
+    """Writes the page beside the tables, and says where it is."""
+    from tqdm import tqdm
+
+    from nnunet_godc.report.page import write_page
+
+    with tqdm(unit="case", disable=None, desc="drawing") as bar:
+
+        def show(done: int, total: int) -> None:
+            bar.total = total
+            bar.update(done - bar.n)
+
+        page = write_page(
+            evaluation,
+            arguments.out,
+            baseline=arguments.baseline,
+            epochs=epochs,
+            volumes=volumes,
+            running=running,
+            cases=arguments.cases,
+            workers=arguments.np,
+            progress=show,
+        )
+    if page.without_image:
+        print(f"{page.without_image} of {page.cases} cases are shown without their images; set nnUNet_raw to find them")
+    print(f"open {page.path} in a browser")
+    return page
 
 
 def check_values(arguments: argparse.Namespace) -> None:
@@ -184,7 +248,7 @@ def _lesion_rule(arguments: argparse.Namespace) -> LesionRule:
     return LesionRule(arguments.lesion_iou, arguments.lesion_minimum, one_to_one, arguments.lesion_dilation)
 
 
-def _tell_problems(problems: list[str]) -> int:
+def show_problems(problems: Sequence[str]) -> int:
     if not problems:
         return 0
     print(f"{len(problems)} problem{'s' if len(problems) > 1 else ''}:", file=sys.stderr)

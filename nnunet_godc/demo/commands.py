@@ -125,7 +125,7 @@ class TrainingWatcher:
         elif entry.kind == "epoch time":
             self._seconds.append(float(entry.text))
             return self._summary()
-        else:
+        elif entry.kind == "predicting":
             return f"validating on {entry.text}"
         return None
 

@@ -20,6 +20,7 @@ from nnunet_godc.demo.table import MEAN, format_table, score_table, write_csv
 from nnunet_godc.errors import UserError
 from nnunet_godc.evaluation import read_tables
 from nnunet_godc.evaluation.evaluate import MEASUREMENTS
+from nnunet_godc.report.assets import page_options
 from nnunet_godc.shrunken_plans import CONFIGURATION, write_shrunken_plans
 
 DATASET_ID = 500
@@ -37,7 +38,7 @@ Running the demo again with this folder writes all of the following anew and lea
 
 metrics.txt          Dice, precision and recall on the held-out cases
 metrics.csv          the same, for a spreadsheet
-evaluation           everything that nnunet-godc evaluate measures; its report.md
+evaluation           everything that nnunet-godc evaluate measures; its index.html is a page to look at
 figures              one picture per held-out case: image, reference, prediction
 logs                 what nnU-Net's commands printed
 predictions          of each fold, and of their ensemble
@@ -257,6 +258,7 @@ class _Commands:
             *("nnunet-godc", "evaluate", "-pred", str(self.folder.ensemble)),
             *("-ref", str(self.folder.dataset / "labelsTs"), "-pfile", str(plans)),
             *("--out", str(self.folder.evaluation), "-np", "0"),
+            *page_options(),
         )
 
     def _run(self, step: str, *command: str, watch: Watcher | None = None, **variables: str) -> None:
@@ -287,7 +289,7 @@ def _write_results(folder: DemoFolder) -> None:
     else:
         print(f"The networks did NOT learn as they should: mean liver Dice {liver:.2f} is not above {LEARNT}.")
     print(f"Pictures: {folder.figures}\nTable:    {folder.metrics_text} and {folder.metrics_csv.name}")
-    print(f"Report:   {folder.evaluation / 'report.md'}")
+    print(f"Report:   {folder.evaluation / ('index.html' if page_options() else 'report.md')}")
 
 
 def _heading(text: str) -> None:

@@ -139,10 +139,10 @@ def measure_case(
         CaseProblem: a file is missing, unreadable or holds values that are no labels of the dataset; the two files are
             not of one geometry.
     """
-    truth, truth_properties = _read(
+    truth, truth_properties = read_segmentation(
         reference, "reference", reader, labels.known if labels.ignore is None else labels.known | {labels.ignore}
     )
-    guess, guess_properties = _read(prediction, "prediction", reader, labels.known)
+    guess, guess_properties = read_segmentation(prediction, "prediction", reader, labels.known)
     apart = _check_geometry(truth, guess, truth_properties, guess_properties, accept=options.accept_headers)
     if labels.ignore is not None:
         guess[truth == labels.ignore] = 0
@@ -189,8 +189,18 @@ def _measure_label(
     return LabelMeasures(right, in_prediction - right, in_reference - right, surface, lesions)
 
 
-def _read(path: Path, what: str, reader: type[Any], known: frozenset[int]) -> tuple[NDArray[np.uint16], dict[str, Any]]:
-    """The segmentation, (z, y, x), and what nnU-Net's reader says of it."""
+def read_segmentation(
+    path: Path, what: str, reader: type[Any], known: frozenset[int]
+) -> tuple[NDArray[np.uint16], dict[str, Any]]:
+    """The segmentation, (z, y, x), and what nnU-Net's reader says of it.
+
+    Args:
+        what: it is, for messages.
+        known: the values that it may hold.
+
+    Raises:
+        CaseProblem: it cannot be read, or holds another value.
+    """
     try:
         with contextlib.redirect_stdout(io.StringIO()):  # the readers print warnings of their own
             image, properties = reader().read_seg(str(path))
@@ -252,7 +262,7 @@ def _check_geometry(
     sentence = ""
     if np.any(np.abs(spacings[0] - spacings[1]) * extent > LARGEST_SHIFT * spacings[1]):
         sentence = f"prediction and reference differ in spacing, {_by(spacings[0])} and {_by(spacings[1])} mm"
-    affines = [_affine(properties) for properties in (prediction_properties, reference_properties)]
+    affines = [affine_of(properties) for properties in (prediction_properties, reference_properties)]
     if not sentence and affines[0] is not None and affines[1] is not None:
         # Where the corners of the volume lie in space: (corners, 3).
         corners = np.stack(np.meshgrid(*[(0, size - 1) for size in extent[::-1]], indexing="ij"), -1).reshape(-1, 3)
@@ -268,7 +278,7 @@ def _check_geometry(
     return apart
 
 
-def _affine(properties: dict[str, Any]) -> NDArray[np.float64] | None:
+def affine_of(properties: Mapping[str, Any]) -> NDArray[np.float64] | None:
     """(4, 4), from voxels (x, y, z) to mm; None where the format has none, or the image is a 2D one."""
     if "nibabel_stuff" in properties:
         affines = properties["nibabel_stuff"]

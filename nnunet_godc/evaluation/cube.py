@@ -64,6 +64,7 @@ class Cube:
         questions: K, likewise; first the means over labels.
         label_columns: of each mean over labels, the questions that it is the mean of.
         patients: P names; their cases stand in this order.
+        cases: C names; of lesions that of the case which each lies in.
         first_case: index of each patient's first case, (P,).
         trainings: per method, the indices of its trainings that a seed tells apart.
         seeds: of each training, -1 without.
@@ -78,6 +79,7 @@ class Cube:
     questions: tuple[Question, ...]
     label_columns: tuple[tuple[int, ...], ...]
     patients: tuple[str, ...]
+    cases: tuple[str, ...]
     first_case: NDArray[np.intp]
     trainings: tuple[tuple[int, ...], ...]
     seeds: tuple[int, ...]
@@ -241,6 +243,7 @@ def _cube(rows: pd.DataFrame, cross_validated: bool) -> Cube:
         questions=(*(Question(OVER_LABELS, metric) for metric in over), *questions),
         label_columns=tuple(over.values()),
         patients=tuple(patients[index] for index in first_case),
+        cases=tuple(name[1] for name in unit_names),
         first_case=np.array(first_case, dtype=np.intp),
         trainings=tuple(map(tuple, trainings.values())),
         seeds=tuple(-1 if pd.isna(seed := seeds.get(index)) else int(seed) for index in range(len(run_names))),

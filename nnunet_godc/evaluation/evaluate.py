@@ -23,7 +23,7 @@ from nnunet_godc.evaluation.costs import training_costs
 from nnunet_godc.evaluation.lesions import LesionRule
 from nnunet_godc.evaluation.measurement import Measured, measure
 from nnunet_godc.evaluation.patients import read_patients
-from nnunet_godc.evaluation.report import PAPER, check_baseline, check_resamples, make_report
+from nnunet_godc.evaluation.report import PAPER, Part, check_baseline, check_resamples, make_report
 from nnunet_godc.evaluation.results import Results, predicted_results, trainer_results
 from nnunet_godc.evaluation.statistics import RESAMPLES
 from nnunet_godc.evaluation.table import MODEL_COLUMNS, check_table, long_table, read_tables, write_table
@@ -51,6 +51,8 @@ class Evaluation:
         statistics: one row per method, label and metric.
         comparisons: one row per comparison, with the sentence that it allows.
         report: the report, in Markdown.
+        parts: what it is made of.
+        results: what was found in folders, in the order in which they were given.
         files: what was written.
         problems: what is missing or could not be measured, one sentence each.
         notes: what a reader of the numbers should know, one sentence each.
@@ -60,6 +62,8 @@ class Evaluation:
     statistics: pd.DataFrame
     comparisons: pd.DataFrame
     report: str
+    parts: Sequence[Part]
+    results: Sequence[Results]
     files: list[Path] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
@@ -236,6 +240,8 @@ def evaluate(
         report.statistics,
         report.comparisons,
         report.files[REPORT],
+        report.parts,
+        found,
         files=written,
         problems=measured.problems,
         notes=notes,

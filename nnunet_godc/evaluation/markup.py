@@ -1,7 +1,8 @@
-"""A table in Markdown and in LaTeX."""
+"""A table in Markdown, LaTeX and HTML."""
 
 from __future__ import annotations
 
+import html
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -66,6 +67,25 @@ def markdown_table(table: Table) -> str:
     ]
     lines = [list(map(markdown, table.headings)), rules, *body]
     return "\n".join([f"**{markdown(table.caption)}**", "", *(f"| {' | '.join(cells)} |" for cells in lines)])
+
+
+def html_table(table: Table) -> str:
+    """With its caption; cells of numbers are of the class ``number``."""
+    headings = "".join(_html_cell("th scope=col", text, table, at) for at, text in enumerate(table.headings))
+    cells = [
+        "".join(_html_cell("td" if at else "th scope=row", cell, table, at) for at, cell in enumerate(row))
+        for row in table.rows
+    ]
+    rows = "\n".join(f"<tr>{row}</tr>" for row in cells)
+    return (
+        f"<table>\n<caption>{html.escape(table.caption)}</caption>\n<thead><tr>{headings}</tr></thead>\n"
+        f"<tbody>\n{rows}\n</tbody>\n</table>"
+    )
+
+
+def _html_cell(tag: str, text: str, table: Table, at: int) -> str:
+    content = f"<strong>{html.escape(text)}</strong>" if isinstance(text, Bold) else html.escape(text)
+    return f"<{tag}{' class=number' if at >= table.text else ''}>{content}</{tag.partition(' ')[0]}>"
 
 
 def latex_tables(table: Table, note: str = "") -> str:

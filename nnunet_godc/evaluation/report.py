@@ -76,11 +76,33 @@ class Section:
 
 
 @dataclass(frozen=True)
+class Part:
+    """A part of the report for people.
+
+    Attributes:
+        title: "" for what stands before all others.
+        blocks: tables, paragraphs and lists of sentences.
+        details: tables that few look at.
+        section: what it is about; None for what is about all.
+    """
+
+    title: str
+    blocks: Sequence[Table | str | Sequence[str]]
+    details: Sequence[Table] = ()
+    section: Section | None = None
+
+    @property
+    def has_many_labels(self) -> bool:
+        return self.section is not None and len({q.label for q in self.section.cube.questions}) > FEW_LABELS
+
+
+@dataclass(frozen=True)
 class Report:
-    """Statistics and comparisons, one row each, and the files' contents by their names."""
+    """Statistics and comparisons, one row each, the report for people, and the files' contents by their names."""
 
     statistics: pd.DataFrame
     comparisons: pd.DataFrame
+    parts: Sequence[Part]
     files: Mapping[str, str]
 
 
@@ -129,14 +151,15 @@ def make_report(
     settings = {"baseline": baseline, "seed": seed, "resamples": resamples, "level": LEVEL, "version": __version__}
     content = {**settings, "statistics": statistics.to_dict("records"), "comparisons": rows}
     unmeasured = _unmeasured(measurements)
+    parts = list(_parts(sections, settings, measurements, unmeasured, notes))
     files = {
         "statistics.csv": _csv(statistics),
         "comparisons.csv": _csv(comparisons),
         "report.json": json.dumps(_without_nan(content), indent=1, ensure_ascii=False, allow_nan=False) + "\n",
-        "report.md": "\n\n".join(_markdown(sections, settings, measurements, unmeasured, notes)) + "\n",
+        "report.md": "\n\n".join(_markdown(parts)) + "\n",
         "table.tex": _latex(sections, unmeasured, baseline),
     }
-    return Report(statistics, comparisons, files)
+    return Report(statistics, comparisons, parts, files)
 
 
 def check_resamples(resamples: int) -> None:
@@ -212,37 +235,50 @@ def _without_nan(content: Any) -> Any:
     return None if isinstance(content, float) and not math.isfinite(content) else content
 
 
-def _markdown(
+def _parts(
     sections: Sequence[Section],
     settings: Mapping[str, Any],
     measurements: pd.DataFrame,
     unmeasured: Table | None,
     notes: Sequence[str],
-) -> Iterator[str]:
-    yield "# Results"
+) -> Iterator[Part]:
+    """What the report says, the notes last."""
     if unmeasured is not None:
-        yield markdown_table(unmeasured)
-    details: list[str] = []
+        yield Part("", [unmeasured])
+    baseline = settings["baseline"]
     for section in sections:
-        yield f"## {markdown(section.title)}"
-        many = len({question.label for question in section.cube.questions}) > FEW_LABELS
-        if not section.by_size:
-            yield markdown_table(_headline(section, settings["baseline"]))
-        yield from _told(section, sections, settings["baseline"])
+        blocks: list[Table | str | Sequence[str]] = [] if section.by_size else [_headline(section, baseline)]
+        blocks.append(_told(section, sections, baseline))
         if (apart := _trainings(section)) is not None:
-            yield markdown_table(apart)
-        later = [_by_label(section, settings["baseline"]), _distributions(section), *_compared(section)]
-        tables = [markdown_table(table) for table in later if table is not None and table.rows]
-        if many:
-            details += [f"## Details: {markdown(section.title)}", *tables]
-        else:
-            yield from tables
+            blocks.append(apart)
+        later = [_by_label(section, baseline), _distributions(section), *_compared(section)]
+        yield Part(section.title, blocks, [table for table in later if table is not None and table.rows], section)
     if (costs := _costs(measurements)) is not None:
-        yield "## Trainings"
-        yield markdown_table(costs)
-    yield from details
-    yield "## Notes"
-    yield "\n".join(f"- {markdown(note)}" for note in [*_notes(sections, settings, measurements), *notes])
+        yield Part("Trainings", [costs])
+    yield Part("Notes", [[*_notes(sections, settings, measurements), *notes]])
+
+
+def _markdown(parts: Sequence[Part]) -> Iterator[str]:
+    yield "# Results"
+    *before, notes = parts
+    for part in before:
+        if part.title:
+            yield f"## {markdown(part.title)}"
+        yield from map(_markdown_block, part.blocks)
+        if not part.has_many_labels:
+            yield from map(markdown_table, part.details)
+    for part in before:
+        if part.has_many_labels:
+            yield f"## Details: {markdown(part.title)}"
+            yield from map(markdown_table, part.details)
+    yield f"## {markdown(notes.title)}"
+    yield from map(_markdown_block, notes.blocks)
+
+
+def _markdown_block(block: Table | str | Sequence[str]) -> str:
+    if isinstance(block, Table):
+        return markdown_table(block)
+    return markdown(block) if isinstance(block, str) else "\n".join(f"- {markdown(sentence)}" for sentence in block)
 
 
 def _headline(section: Section, baseline: str | None) -> Table:
@@ -257,13 +293,13 @@ def _headline(section: Section, baseline: str | None) -> Table:
         if baseline is not None and entry.question.metric == first and entry.question.label == section.headline(first)
     }
     rows = []
-    for method in _ordered(section.cube.methods, baseline):
+    for method in ordered_methods(section.cube.methods, baseline):
         cells = [_estimate(entries[method, question], bold=(method, question) in best) for question in questions]
         against = compared.get(method)
         difference = "" if against is None else f"{_difference(against)}, {_p(against.p_holm)}"
         own = next(entry for entry in section.summaries if entry.method == method)
         rows.append(
-            [_named(method, section.cube.methods), str(own.trainings), *cells, *([difference] if compared else [])]
+            [named(method, section.cube.methods), str(own.trainings), *cells, *([difference] if compared else [])]
         )
     headings = ["Method", "trainings", *(_heading(question.metric) for question in questions)]
     headings += [f"{shown(first).name} against {baseline}"] if compared and first else []
@@ -280,7 +316,7 @@ def _by_label(section: Section, baseline: str | None) -> Table | None:
     best = _winners(section.comparisons)
     rows = []
     for label, size in keys:
-        for method in _ordered(section.cube.methods, baseline):
+        for method in ordered_methods(section.cube.methods, baseline):
             questions = [Question(label, metric, size) for metric in section.metrics]
             cells = [
                 _estimate(entries[method, question], bold=(method, question) in best)
@@ -290,7 +326,7 @@ def _by_label(section: Section, baseline: str | None) -> Table | None:
             ]
             number = max((entries[method, q].cases for q in questions if (method, q) in entries), default=0)
             rows.append(
-                [", ".join(filter(None, (label, size))), _named(method, section.cube.methods), str(number), *cells]
+                [", ".join(filter(None, (label, size))), named(method, section.cube.methods), str(number), *cells]
             )
     unit = "lesions" if section.by_size else "cases"
     headings = ["Label", "Method", unit, *(_heading(metric) for metric in section.metrics)]
@@ -309,7 +345,7 @@ def _distributions(section: Section) -> Table:
         what = ", ".join(filter(None, (entry.question.label, entry.question.bin)))
         rows.append(
             [
-                *(units.heading, what, _named(entry.method, section.cube.methods), str(entry.cases), left_out),
+                *(units.heading, what, named(entry.method, section.cube.methods), str(entry.cases), left_out),
                 f"{_number(units, entry.median)} [{_number(units, entry.q1)}, {_number(units, entry.q3)}]",
                 _interval(units, entry.median_low, entry.median_high),
                 f"{_number(units, entry.mean)} ± {_number(units, entry.sd)}",
@@ -327,7 +363,7 @@ def _compared(section: Section) -> list[Table]:
         return []
     rows = [
         [
-            *(subject_of(entry.question), _named(entry.method, section.cube.methods), entry.against.trainer),
+            *(subject_of(entry.question), named(entry.method, section.cube.methods), entry.against.trainer),
             *(_difference(entry), _p(entry.p_holm), f"{entry.wins}/{entry.ties}/{entry.losses}"),
             "trainings and patients" if entry.new_trainings else "patients",
         ]
@@ -351,7 +387,7 @@ def _trainings(section: Section) -> Table | None:
         units = shown(entry.question.metric).telling(max(means) - min(means), entry.training_sd)
         each = ", ".join(units.number(mean) for mean in means)
         apart = units.difference(max(means) - min(means))
-        name = _named(entry.method, section.cube.methods)
+        name = named(entry.method, section.cube.methods)
         rows.append([name, subject_of(entry.question), each, apart, units.number(entry.training_sd)])
     if not rows:
         return None
@@ -360,11 +396,10 @@ def _trainings(section: Section) -> Table | None:
     return Table(caption, headings, rows, text=2)
 
 
-def _told(section: Section, sections: Sequence[Section], baseline: str | None) -> Iterator[str]:
+def _told(section: Section, sections: Sequence[Section], baseline: str | None) -> str | Sequence[str]:
     """The sentences that the comparisons allow."""
     if not section.comparisons:
-        yield markdown(_why_not_compared(section, sections, baseline))
-        return
+        return _why_not_compared(section, sections, baseline)
     of_headline = [
         entry
         for entry in section.comparisons
@@ -374,16 +409,16 @@ def _told(section: Section, sections: Sequence[Section], baseline: str | None) -
     others = [entry for entry in section.comparisons if entry.significant and entry not in of_headline]
     lines = []
     for entry in (*of_headline, *others):
-        context = _named(entry.method, section.cube.methods).removeprefix(entry.method.trainer).strip()
-        lines.append(f"- {markdown(f'{context} {claim(entry)}'.strip())}")
+        context = named(entry.method, section.cube.methods).removeprefix(entry.method.trainer).strip()
+        lines.append(f"{context} {claim(entry)}".strip())
     if left := len(section.comparisons) - len(lines):
-        lines.append(f"- For {left} other comparisons no difference can be claimed; comparisons.csv says why for each.")
-    yield "\n".join(lines)
+        lines.append(f"For {left} other comparisons no difference can be claimed; comparisons.csv says why for each.")
+    return lines
 
 
 def _why_not_compared(section: Section, sections: Sequence[Section], baseline: str | None) -> str:
     methods = section.cube.methods
-    names = ", ".join(_named(method, methods) for method in methods)
+    names = ", ".join(named(method, methods) for method in methods)
     if len(methods) == 1:
         reason = f"{names} is the only method here."
     elif baseline is not None and baseline not in {method.trainer for method in methods}:
@@ -510,13 +545,13 @@ def _winners(comparisons: Iterable[Comparison]) -> set[tuple[Method, Question]]:
     return {key for key, outcomes in won.items() if all(outcomes)}
 
 
-def _ordered(methods: Sequence[Method], baseline: str | None) -> list[Method]:
+def ordered_methods(methods: Sequence[Method], baseline: str | None) -> list[Method]:
     """The baseline first within its configuration and plans."""
     places = _distinct((method.configuration, method.plans) for method in methods)
     return sorted(methods, key=lambda m: (places.index((m.configuration, m.plans)), m.trainer != baseline))
 
 
-def _named(method: Method, methods: Sequence[Method]) -> str:
+def named(method: Method, methods: Sequence[Method]) -> str:
     """The trainer, with configuration and plans as far as they tell these methods apart."""
     parts = [
         getattr(method, name) or f"{name} unknown"

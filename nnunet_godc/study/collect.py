@@ -12,6 +12,7 @@ from typing import Any
 from nnunet_godc.commands import duration, find_command
 from nnunet_godc.errors import UserError
 from nnunet_godc.replacing import replacing
+from nnunet_godc.report.assets import page_options
 from nnunet_godc.study.definition import Study
 from nnunet_godc.study.folder import job_folder
 from nnunet_godc.study.jobs import Job
@@ -59,7 +60,7 @@ def _evaluate(study: Study, command: Sequence[str]) -> str:
     """Runs an evaluation, and returns its report."""
     page = Path(command[command.index("--out") + 1], REPORT)
     before = page.stat().st_mtime_ns if page.exists() else 0
-    answer = subprocess.run([find_command(command[0]), *command[1:]])
+    answer = subprocess.run([find_command(command[0]), *command[1:], *page_options()])
     # It also fails where cases are missing, as they are while trainings go on; then there is a report all the same.
     if answer.returncode and not (page.exists() and page.stat().st_mtime_ns > before):
         raise UserError(f"the evaluation failed, see above; it was: {' '.join(command)}")

@@ -60,7 +60,7 @@ def _progress(lines: Iterable[str], of: int | None) -> Progress:
         elif entry.kind == "epoch time":
             finished = begun + 1
             seconds.append(float(entry.text))
-        else:
+        elif entry.kind == "predicting":
             cases.add(entry.text)
     left = None
     if of is not None and seconds and finished < of:
