@@ -39,7 +39,7 @@ lint: $(INSTALLED)
 
 # The pages lie in site/. A warning is an error.
 docs: $(INSTALLED)
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 # Before a release: the wheel in a fresh environment for each Python at hand, or for those that PYTHONS names. Some minutes each.
 release-check: $(INSTALLED)
