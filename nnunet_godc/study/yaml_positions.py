@@ -18,7 +18,7 @@ Location = tuple[str | int, ...]
 """Where a value stands in the document: keys and list indices from the root, as pydantic has them."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, order=True)
 class Place:
     """Line and column, counted from 1."""
 
@@ -43,7 +43,7 @@ class Document:
     values: Any
     keys: dict[Location, Place] = field(default_factory=dict)
     places: dict[Location, Place] = field(default_factory=dict)
-    duplicates: list[tuple[Location, Place]] = field(default_factory=list)
+    duplicates: list[Location] = field(default_factory=list)
 
     def place(self, location: Location, *, of_key: bool = False) -> Place:
         """The place of a value, or of the nearest thing around it that stands in the file."""
@@ -115,7 +115,7 @@ def _value(node: yaml.Node, location: Location, document: Document, as_text: fro
             key = str(key_node.value)
             inside = (*location, key)
             if key in values:
-                document.duplicates.append((inside, _place(key_node)))
+                document.duplicates.append(inside)
             document.keys[inside] = _place(key_node)
             values[key] = _value(value_node, inside, document, as_text)
         return values

@@ -24,9 +24,10 @@ import pytest
 from nnunet_godc.commands import find_command
 from nnunet_godc.errors import UserError
 from nnunet_godc.study import slurm
-from nnunet_godc.study.executors import refresh_jobs
+from nnunet_godc.study.definition import Slurm
 from nnunet_godc.study.folder import State, job_folder, read_state, write_jobs, write_state
 from nnunet_godc.study.jobs import Job, Resources, Resume
+from nnunet_godc.study.run import refresh_jobs
 from nnunet_godc.study.slurm import SlurmExecutor
 from nnunet_godc.study.status import job_statuses
 from nnunet_godc.study.study_file import find_study_file
@@ -47,7 +48,7 @@ class Study:
     """Jobs in a folder, and an executor for them."""
 
     def __init__(self, folder: Path, jobs: Sequence[Job], options: Mapping[str, Any]) -> None:
-        self.folder, self.jobs, self.executor = folder, jobs, SlurmExecutor(options)
+        self.folder, self.jobs, self.executor = folder, jobs, SlurmExecutor(Slurm(**options))
         write_jobs(folder, jobs)
 
     def run(self) -> None:
