@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import sysconfig
+import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -60,7 +61,7 @@ def run_command(
     with log.open("ab") as file:
         process = subprocess.Popen(
             [find_command(command[0]), *command[1:]],
-            env={**environment, "PYTHONUNBUFFERED": "1"},  # or the log would be long behind
+            env={**environment, "PYTHONUNBUFFERED": "1"},  # or the log would lag behind
             stdin=subprocess.DEVNULL,
             stdout=file,
             stderr=subprocess.STDOUT,
@@ -116,3 +117,44 @@ def duration(seconds: float) -> str:
     if minutes >= 60:
         return f"{minutes // 60} h {minutes % 60} min"
     return f"{minutes} min {rest} s" if minutes else f"{rest} s"
+
+
+def run_visibly(
+    command: Sequence[str], *, log: Path, environment: Mapping[str, str], watch: Callable[[], None] | None = None
+) -> None:
+    """As `run_command`, and prints the command, how long it took, or the end of its log where it fails.
+
+    Raises:
+        UserError: there is no such command, or it fails.
+    """
+    started = time.monotonic()
+    print(f"  $ {' '.join(command)}", flush=True)
+    code = run_command(command, log=log, environment=environment, watch=watch)
+    if code:
+        print(end_of_log(log), flush=True)
+        raise UserError(
+            f"{command[0]} ended with exit status {code}; its last lines stand above, all that it printed in {log}"
+        )
+    print(f"    done in {duration(time.monotonic() - started)}", flush=True)
+
+
+def small_environment(raw: Path, preprocessed: Path, results: Path) -> dict[str, str]:
+    """This process's environment with nnU-Net's three folders, for trainings of minutes on the CPU.
+
+    The user's own folders stay untouched: nothing but these variables tells nnU-Net where to write.
+    """
+    return {
+        **os.environ,
+        "nnUNet_raw": str(raw),
+        "nnUNet_preprocessed": str(preprocessed),
+        "nnUNet_results": str(results),
+        # A worker imports torch for several seconds before its first case; these cases are too small to pay for more.
+        "nnUNet_def_n_proc": "1",
+        "nnUNet_n_proc_DA": "1",
+        "nnUNet_wandb_enabled": "0",  # it has no place among the user's logged experiments
+        "OMP_NUM_THREADS": "1",  # for the workers; nnU-Net gives its main process all cores by itself
+        # Training, augmentation and whatever else runs share few cores: threads that spin while they wait for each
+        # other made a step up to twenty times slower there.
+        "OMP_WAIT_POLICY": "PASSIVE",
+        "PYTHONUNBUFFERED": "1",  # or progress would arrive in blocks, long after the fact
+    }
