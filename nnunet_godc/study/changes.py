@@ -102,8 +102,8 @@ def put_aside(training: Job) -> Path | None:
 
 
 def set_back(folder: Path, found: Changes) -> None:
-    """Forgets the states of what is made anew."""
-    for name in dict.fromkeys([*found.changed, *(job.id for job in found.anew)]):
+    """Forgets the states of what is made anew, or was ended to wait for something else."""
+    for name in dict.fromkeys([*found.changed, *(job.id for job in (*found.anew, *found.ended))]):
         write_state(folder, name, State(note=CHANGED))
 
 

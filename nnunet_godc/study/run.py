@@ -63,16 +63,17 @@ def run_study(study: Study, folder: Path, *, trainers: Mapping[str, Code] | None
         refused = [*_elsewhere(folder, before, study), *found.refused]
         if refused:
             raise UserError("\n".join(refused))
-        if runner and not (found and before):
+        on_cluster = study.definition.resources.executor == "slurm"
+        if runner and (on_cluster or not found):
             raise UserError(
-                f"{folder} is being run by {runner}, and the study file adds nothing to it; wait for it, or end it "
+                f"{folder} is being run by {runner}, and the study file adds nothing to that; wait for it, or end it "
                 f"with `nnunet-godc study cancel {folder}`."
             )
         _take_over(study, folder, jobs, found, trainers)
         if runner:
             print(f"added to the run of {runner}", flush=True)
             return True
-        if study.definition.resources.executor == "slurm":
+        if on_cluster:
             SlurmExecutor(study.definition.resources.slurm).run(folder, jobs)
             return True
         queue = LocalExecutor(study.definition.resources.slots).queue(folder, jobs)

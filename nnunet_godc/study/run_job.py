@@ -38,7 +38,8 @@ from nnunet_godc.study.trainers import Code, look_up
 
 WITH_PROBLEMS = 3  # exit status of an evaluation whose report is written, though cases could not be measured
 _STOPPING = (signal.SIGTERM, signal.SIGINT)
-_TIME_IS_UP = signal.SIGUSR2  # submitit's; who called `run_job` deals with it
+_TIME_IS_UP = signal.SIGUSR2  # submitit's, whose handler in this process has the job started again
+SECONDS_TO_HEAR = 5.0  # from it, where the command has heard before this process
 
 
 class _Stopped(BaseException):
@@ -161,6 +162,8 @@ def _conclude(folder: Path, job: Job, code: int) -> int:
     if -code in (*_STOPPING, _TIME_IS_UP):
         # As when a cluster signals every process of a job, this one last.
         update_state(folder, job.id, status="interrupted", end=time.time(), return_code=code, note=_ended_by(-code))
+        if -code == _TIME_IS_UP:
+            time.sleep(SECONDS_TO_HEAR)
         return 128 - code
     if (code == 0 or (job.kind == "evaluate" and code == WITH_PROBLEMS)) and not missing:
         note = f"some cases could not be measured, see {job.expected[0]}" if code else ""

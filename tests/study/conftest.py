@@ -12,6 +12,7 @@ import pytest
 from nnunet_godc.study.definition import Definition, Study
 from nnunet_godc.study.folder import write_jobs, write_json
 from nnunet_godc.study.planning import jobs_of
+from tests.study.workspace import Workspace, stand_ins_for
 
 DATASET = "Dataset901_Tiny"
 
@@ -76,3 +77,8 @@ def pretend(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str, s
         (commands / command).chmod(0o755)
 
     return pretend
+
+
+@pytest.fixture
+def workspace(nnunet: Path, monkeypatch: pytest.MonkeyPatch) -> Workspace:
+    return stand_ins_for(nnunet, monkeypatch)
