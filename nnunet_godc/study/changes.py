@@ -126,7 +126,7 @@ def _compare_code(
         first, differences = trainings[0]
         more = f" and {len(trainings) - 1} more" if len(trainings) > 1 else ""
         found.refused.append(
-            f"{trainer} has changed since it trained {first.id}{more} ({_some(differences)}); their results would mix. "
+            f"{trainer} has changed since it trained {first.id}{more} ({some(differences)}); their results would mix. "
             f"Change it back, give the changed one another name, or train all of this anew with --retrain."
         )
 
@@ -142,12 +142,13 @@ def _find_ended(folder: Path, old: Mapping[str, Job], jobs: Sequence[Job], found
     found.ended = [job for job in at_work if job.id not in trained]
     if trained:
         found.refused.append(
-            f"this changes what runs already: {_some(trained)}; wait for its end, end it with `nnunet-godc study "
+            f"this changes what runs already: {some(trained)}; wait for its end, end it with `nnunet-godc study "
             f"cancel {folder}`, or change it back."
         )
 
 
-def _some(names: Sequence[str]) -> str:
+def some(names: Sequence[str]) -> str:
+    """The first of them, and how many more there are."""
     more = f" and {len(names) - NAMES_SHOWN} more" if len(names) > NAMES_SHOWN else ""
     return ", ".join(names[:NAMES_SHOWN]) + more
 

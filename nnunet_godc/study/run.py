@@ -13,7 +13,7 @@ from pathlib import Path
 
 from nnunet_godc.errors import UserError
 from nnunet_godc.locks import is_held, locked
-from nnunet_godc.study.changes import Changes, changes, put_aside, set_back
+from nnunet_godc.study.changes import Changes, changes, put_aside, set_back, some
 from nnunet_godc.study.definition import Study
 from nnunet_godc.study.folder import (
     OWN_FILES,
@@ -92,7 +92,7 @@ def _take_over(study: Study, folder: Path, jobs: Sequence[Job], found: Changes, 
         ("no longer in the study, their results stay", found.removed),
     ):
         if names:
-            print(f"{what}: {', '.join(names)}", flush=True)
+            print(f"{what}: {some(names)}", flush=True)
     for job in found.anew:
         print(f"made anew: {job.id}; what it left is now in {put_aside(job)}", flush=True)
     set_back(folder, found)

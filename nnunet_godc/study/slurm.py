@@ -98,8 +98,9 @@ class SlurmExecutor:
             with _signals_wait():
                 ids = self._submit(folder, array, sorted(submitted[name] for name in needed[array[0].id]))
             submitted |= ids
-            for name, slurm_id in ids.items():
-                print(f"submitted {name} as Slurm's job {slurm_id}", flush=True)
+            first, last = array[0].id, ids[array[-1].id]
+            more = f" and {len(array) - 1} more, up to {last}" if len(array) > 1 else ""
+            print(f"submitted {first} as Slurm's job {ids[first]}{more}", flush=True)
 
     def cancel(self, folder: Path, jobs: Sequence[Job]) -> None:
         """Cancels what waits or runs in Slurm, and waits until it has ended.
