@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import platform
 import socket
@@ -10,7 +9,6 @@ import subprocess
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +16,7 @@ import nnunet_godc
 from nnunet_godc.study.folder import write_json
 from nnunet_godc.study.jobs import Job
 from nnunet_godc.study.local import visible_gpus
-from nnunet_godc.study.trainers import Code
+from nnunet_godc.study.trainers import Code, package_version, sha256_of
 
 PACKAGES = ("nnunet-godc", "nnunetv2", "dynamic-network-architectures", "batchgeneratorsv2", "torch", "numpy")
 
@@ -43,12 +41,14 @@ class Record:
     def begin(cls, job: Job, command: Sequence[str], path: Path, trainer: Code | None = None) -> Record:
         """Adds an attempt to the record, or starts it."""
         attempts = json.loads(path.read_text())["attempts"] if path.exists() else []
+        versions: dict[str, str | None] = {"python": platform.python_version()}
+        versions |= {name: package_version(name) for name in PACKAGES}
         attempts.append(
             {
                 **{"start": _now(), "end": None, "seconds": None, "return_code": None, "command": list(command)},
                 "host": socket.gethostname(),
                 "gpus": list(visible_gpus().values()) if job.resources.gpus else [],
-                "versions": {"python": platform.python_version(), **{name: _version(name) for name in PACKAGES}},
+                "versions": versions,
                 "commit": commit_of(Path(nnunet_godc.__file__).parent),
             }
         )
@@ -74,8 +74,8 @@ class Record:
     def _write(self) -> None:
         # Planning writes both of these, so that they are read as late as possible.
         if plans := self.values["plans_file"]:
-            self.values["plans_sha256"] = _sha256(Path(plans))
-            self.values["dataset_fingerprint_sha256"] = _sha256(Path(plans).with_name("dataset_fingerprint.json"))
+            self.values["plans_sha256"] = sha256_of(Path(plans))
+            self.values["dataset_fingerprint_sha256"] = sha256_of(Path(plans).with_name("dataset_fingerprint.json"))
         write_json(self.path, self.values)
 
 
@@ -89,17 +89,6 @@ def commit_of(folder: Path) -> str | None:
     except (OSError, subprocess.SubprocessError):
         return None
     return answer.stdout.strip()
-
-
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
-
-
-def _sha256(path: Path) -> str | None:
-    return hashlib.sha256(path.read_bytes()).hexdigest() if path.exists() else None
 
 
 def _now() -> str:

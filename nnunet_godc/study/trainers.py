@@ -67,8 +67,8 @@ class Code:
 
     def is_untouched(self) -> bool:
         """Whether files and packages are as they were when this was written down."""
-        return all(_sha256(Path(path)) == digest for path, digest in self.files.items()) and all(
-            _version(package) == number for package, number in self.versions.items()
+        return all(sha256_of(Path(path)) == digest for path, digest in self.files.items()) and all(
+            package_version(package) == number for package, number in self.versions.items()
         )
 
 
@@ -102,7 +102,7 @@ def look_up(trainers: Sequence[str], planners: Sequence[str] = (), known: Mappin
         if before is not None and before.files and before.is_untouched():
             code[name] = before
         elif (place := _classes_in_source().get(name)) is not None and _is_installed(place[1]):
-            code[name] = Code(versions={package: _version(package) for package in place[0]})
+            code[name] = Code(versions={package: package_version(package) for package in place[0]})
     asked = [name for name in dict.fromkeys(trainers) if name not in code]
     asked_planners = [name for name in dict.fromkeys(planners) if name not in _classes_in_source()]
     if not asked and not asked_planners:
@@ -149,14 +149,16 @@ def _is_installed(path: Path) -> bool:
     return bool({"site-packages", "dist-packages"} & set(path.parts)) or not standard.isdisjoint(path.parents)
 
 
-def _version(package: str) -> str | None:
+def package_version(package: str) -> str | None:
+    """None where it is not installed."""
     try:
         return version(package)
     except PackageNotFoundError:
         return None
 
 
-def _sha256(path: Path) -> str | None:
+def sha256_of(path: Path) -> str | None:
+    """None where there is no such file."""
     return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else None
 
 
@@ -180,8 +182,8 @@ class _Hierarchy:
     def code(self) -> Code:
         return Code(
             dict(sorted(self.sources.items())),
-            {package: _version(package) for package in sorted(self.packages) if _version(package)},
-            {str(path): _sha256(path) or "" for path in sorted(self.files)},
+            {package: package_version(package) for package in sorted(self.packages) if package_version(package)},
+            {str(path): sha256_of(path) or "" for path in sorted(self.files)},
         )
 
     def _add(self, thing: Any) -> None:
