@@ -81,12 +81,7 @@ def _run(arguments: argparse.Namespace) -> int:
         if refused:
             raise UserError("refused: " + "\n".join(refused))
         return 0
-    done = run_study(study, folder, trainers=trainers, retrain=arguments.retrain)
-    if study.definition.resources.executor == "slurm":
-        print(f"Submitted; `nnunet-godc study status {folder}` shows how far it is.")
-        return 0
-    print(f"Everything is done: {folder}" if done else f"Not everything is done; fix that and run it again: {folder}")
-    return 0 if done else 1
+    return 0 if run_study(study, folder, trainers=trainers, retrain=arguments.retrain) else 1
 
 
 class _Parser(argparse.ArgumentParser):

@@ -45,22 +45,21 @@ class LocalExecutor:
     def __init__(self, slots: int | None = None) -> None:
         self.slots = slots or 1
 
-    def queue(self, folder: Path, jobs: Sequence[Job]) -> Queue:
-        """A queue for what is not done. The caller holds the study's lock, and lets go of it before the queue works.
-
-        Raises:
-            UserError: a job needs more GPUs than there are.
+    def check(self, folder: Path, jobs: Sequence[Job]) -> None:
+        """Raises:
+        UserError: a job that is not done needs more GPUs than there are.
         """
-        states = current_states(folder, jobs)
-        undone = [job for job in jobs if states[job.id].status != "done"]
-        gpus = list(visible_gpus()) if any(job.resources.gpus for job in undone) else []
-        for job in undone:
-            if job.resources.gpus > len(gpus):
+        gpus, states = visible_gpus(), current_states(folder, jobs)
+        for job in jobs:
+            if job.resources.gpus > len(gpus) and states[job.id].status != "done":
                 raise UserError(
                     f"{job.id} needs {job.resources.gpus} GPU(s) and this machine offers {len(gpus)}; set "
                     f"`resources: device: cpu` or fewer gpus in the study file, or run it with --executor slurm."
                 )
-        return Queue(folder, jobs, gpus, self.slots)
+
+    def queue(self, folder: Path, jobs: Sequence[Job]) -> Queue:
+        """A queue for what is not done. The caller holds the study's lock, and lets go of it before the queue works."""
+        return Queue(folder, jobs, list(visible_gpus()), self.slots)
 
     def cancel(self, folder: Path, jobs: Sequence[Job]) -> None:
         """Ends what runs, in a state from which it can go on, and waits until it has ended.
@@ -154,7 +153,6 @@ class Queue:
         self.folder = folder
         self.free_gpus = list(gpus)
         self.free_slots = slots
-        self.all_gpus = len(gpus)
         self.running: list[_Running] = []
         self.given_up: dict[str, str] = {}  # what has failed or needs what has: by its id, that of what has failed
         self.finished = 0
@@ -225,10 +223,7 @@ class Queue:
                 print(f"not run   {job.id}, which needs it", flush=True)
         undone = {job.id for job in self.waiting} | {entry.job.id for entry in self.running}
         for job in list(self.waiting):
-            if job.resources.gpus > self.all_gpus:
-                self.waiting.remove(job)
-                self._fail(job, f"needs {job.resources.gpus} GPU(s), and this run has {self.all_gpus}")
-            elif undone.isdisjoint(job.depends_on) and self._has_room(job):
+            if undone.isdisjoint(job.depends_on) and self._has_room(job):
                 self.waiting.remove(job)
                 self._start(job)
 
@@ -264,15 +259,11 @@ class Queue:
             print(f"ended     {entry.job.id}, which was changed", flush=True)
             self._read = 0  # so that it is queued again, if it still belongs to the study
         else:
-            self._fail(entry.job, state.note, took)
-
-    def _fail(self, job: Job, note: str, took: str = "") -> None:
-        self.finished += 1
-        self.given_up[job.id] = job.id
-        update_state(self.folder, job.id, status="failed", note=note)
-        log = job_folder(self.folder, job.id).log
-        print(f"FAILED    {job.id}{f' after {took}' if took else ''}: {note}; the end of {log}:", flush=True)
-        print(end_of_log(log), flush=True)
+            self.finished += 1
+            self.given_up[entry.job.id] = entry.job.id
+            log = job_folder(self.folder, entry.job.id).log
+            print(f"FAILED    {entry.job.id} after {took}: {state.note}; the end of {log}:", flush=True)
+            print(end_of_log(log), flush=True)
 
     def _end_all(self) -> None:
         if self.running:

@@ -38,7 +38,7 @@ SECONDS_TO_STOP = 60.0
 
 
 def run_study(study: Study, folder: Path, *, trainers: Mapping[str, Code] | None = None, retrain: bool = False) -> bool:
-    """Runs whatever of a study is not done yet, and says whether everything is done now (or submitted).
+    """Runs whatever of a study is not done yet, and returns whether everything is done now, submitted, or added.
 
     Where another process of this machine runs it already, what is new is added to that run.
 
@@ -69,17 +69,24 @@ def run_study(study: Study, folder: Path, *, trainers: Mapping[str, Code] | None
                 f"{folder} is being run by {runner}, and the study file adds nothing to that; wait for it, or end it "
                 f"with `nnunet-godc study cancel {folder}`."
             )
+        here = LocalExecutor(study.definition.resources.slots)
+        if not on_cluster:
+            here.check(folder, jobs)
         _take_over(study, folder, jobs, found, trainers)
         if runner:
-            print(f"added to the run of {runner}", flush=True)
+            print(f"Added to the run of {runner}; `nnunet-godc study status {folder}` shows how far it is.", flush=True)
             return True
         if on_cluster:
             SlurmExecutor(study.definition.resources.slurm).run(folder, jobs)
+            print(f"Submitted; `nnunet-godc study status {folder}` shows how far it is.", flush=True)
             return True
-        queue = LocalExecutor(study.definition.resources.slots).queue(folder, jobs)
+        queue = here.queue(folder, jobs)
     queue.work()
     _, jobs = read_study_folder(folder)
-    return all(state.status == "done" for state in current_states(folder, jobs).values())
+    done = all(state.status == "done" for state in current_states(folder, jobs).values())
+    outcome = "Everything is done" if done else "Not everything is done; fix what has failed and run it again"
+    print(f"{outcome}: {folder}", flush=True)
+    return done
 
 
 def _take_over(study: Study, folder: Path, jobs: Sequence[Job], found: Changes, trainers: Mapping[str, Code]) -> None:

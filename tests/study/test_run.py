@@ -41,7 +41,7 @@ def test_running_it_again_does_nothing(workspace: Workspace, capsys: pytest.Capt
     capsys.readouterr()
     assert workspace.run()
     assert workspace.called == before
-    assert capsys.readouterr().out == "study: 5 jobs, 5 done\n"
+    assert capsys.readouterr().out == f"study: 5 jobs, 5 done\nEverything is done: {workspace.out}\n"
 
 
 def test_what_was_there_before_is_taken(workspace: Workspace) -> None:
@@ -94,6 +94,15 @@ def test_data_that_are_preprocessed_again_leave_trainings_as_they_are(workspace:
     assert len(workspace.called) == before + 1
 
 
+def test_gpus_that_are_not_there_are_told_before_anything_is_written(
+    workspace: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    with pytest.raises(UserError, match=rf"{TRAINING}0 needs 1 GPU\(s\) and this machine offers 0"):
+        workspace.run(SMALL.replace("device: cpu, ", ""))
+    assert workspace.files() == {}
+
+
 def test_a_failed_training_leaves_the_rest_done(workspace: Workspace) -> None:
     (workspace.root / "fail").write_text("3d_fullres 0")
     assert not workspace.run()
@@ -144,6 +153,17 @@ class TestEditedFile:
         with pytest.raises(UserError, match="their results would mix"):
             workspace.run(SMALL.replace("device: cpu", "device: mps"))
         assert (workspace.out / "study.json").read_text() == before
+
+    def test_another_device_trains_anew_if_asked_for(self, workspace: Workspace) -> None:
+        workspace.run()
+        assert workspace.run(SMALL.replace("device: cpu", "device: mps"), retrain=True)
+        assert workspace.trained == ["0 nnUNetTrainer", "1 nnUNetTrainer"] * 2
+        assert len(list(workspace.root.glob("results/*/*/replaced_*/fold_[01]/checkpoint_final.pth"))) == 2
+
+    def test_plans_that_were_used_are_not_made_anew(self, workspace: Workspace) -> None:
+        workspace.run(VARIATION)
+        with pytest.raises(UserError, match="their results would mix"):
+            workspace.run(VARIATION.replace("23", "24"), retrain=True)
 
     def test_what_has_not_begun_may_change(self, workspace: Workspace) -> None:
         (workspace.root / "fail").write_text("plan_and_preprocess")
@@ -198,7 +218,8 @@ class TestEditedWhileItRuns:
     def test_a_trainer_is_added_to_the_run(self, workspace: Workspace, capsys: pytest.CaptureFixture[str]) -> None:
         with workspace.training() as first:
             assert workspace.run(SMALL.replace("[nnUNetTrainer]", "[nnUNetTrainer, nnUNetTrainerGODC]"))
-            assert f"added to the run of process {first.pid} on " in capsys.readouterr().out
+            shown = capsys.readouterr().out.splitlines()
+            assert shown[-1].startswith(f"Added to the run of process {first.pid} on ")
             workspace.go_on()
             assert first.wait() == 0
         assert workspace.trained == [f"{fold} {name}" for fold in (0, 1) for name in ("nnUNetTrainer", GODC)]
