@@ -32,7 +32,7 @@ from _measure import check_device, load, save_report, stem
 from _measured_training import LEFT_DEVICE, MEASUREMENT, PREVIOUS
 
 from nnunet_godc import trainers
-from nnunet_godc.demo.commands import duration, find_command, nnunet_environment, run_command
+from nnunet_godc.commands import duration, find_command, run_visibly, small_environment
 from nnunet_godc.errors import UserError
 from nnunet_godc.shrunken_plans import write_shrunken_plans
 from nnunet_godc.trainers import schedules
@@ -136,7 +136,7 @@ class Benchmark:
         self.processes: list[subprocess.Popen[bytes]] = []
 
     def environment(self, results: Path) -> dict[str, str]:
-        environment = nnunet_environment(self.raw, self.preprocessed, results)
+        environment = small_environment(self.raw, self.preprocessed, results)
         environment |= {
             "nnUNet_extTrainer": str(self.users_trainers),
             "PYTHONPATH": os.pathsep.join(filter(None, (str(Path(__file__).parent), os.environ.get("PYTHONPATH")))),
@@ -319,7 +319,7 @@ class Benchmark:
 
     def _command(self, step: str, *command: str) -> None:
         environment = self.environment(self.folder / "runs")
-        run_command(command, log=self.folder / "logs" / f"{step}.txt", environment=environment)
+        run_visibly(command, log=self.folder / "logs" / f"{step}.txt", environment=environment)
 
     def _start(self, command: Sequence[str], log: Path, environment: dict[str, str]) -> subprocess.Popen[bytes]:
         with log.open("wb") as output:

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import argparse
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from nnunet_godc.cli import evaluate
 from nnunet_godc.errors import UserError
+from nnunet_godc.seeded_names import without_seed
 from nnunet_godc.spelling import nearest_name
 
 if TYPE_CHECKING:
+    from nnunet_godc.study.checks import Problem
     from nnunet_godc.study.definition import Definition
-    from nnunet_godc.study.problems import Problem
 
 WHAT = {
     "run": "run whatever of a study is not done yet",
@@ -25,16 +27,21 @@ WHAT = {
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     commands = parser.add_subparsers(metavar="WHAT", required=True, dest="what")
-    run_parser = commands.add_parser("run", help=WHAT["run"], description=WHAT["run"])
-    run_parser.add_argument("study", metavar="STUDY", help="a study file, or the name of a shipped one, such as table1")
-    run_parser.add_argument("--out", type=Path, metavar="DIR", help="folder of the study, default: its name")
-    run_parser.add_argument("--executor", choices=("local", "slurm"), help="instead of what the study file says")
-    run_parser.add_argument("--dry-run", action="store_true", help="only show the jobs and their commands")
-    for name in ("status", "collect", "cancel"):
-        other = commands.add_parser(name, help=WHAT[name], description=WHAT[name])
-        other.add_argument("folder", type=Path, metavar="DIR", help="folder of the study")
+    for name, what in WHAT.items():
+        command = commands.add_parser(name, help=what, description=what)
+        of_folder = "" if name == "run" else ", or the study's folder"
+        command.add_argument(
+            "study", metavar="STUDY", help=f"a study file, or the name of a shipped one, such as table1{of_folder}"
+        )
+        command.add_argument("--out", type=Path, metavar="DIR", help="folder of the study, default: its name")
+        if name == "run":
+            command.add_argument("--executor", choices=("local", "slurm"), help="instead of what the study file says")
+            command.add_argument("--dry-run", action="store_true", help="only show what is done and what would run")
+            command.add_argument(
+                "--retrain", action="store_true", help="make trainings anew where old and new results would mix"
+            )
         if name == "status":
-            other.add_argument("--once", action="store_true", help="print the table once and exit")
+            command.add_argument("--once", action="store_true", help="print the table once and exit")
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -45,27 +52,36 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    from nnunet_godc.study.find_classes import check_classes
-    from nnunet_godc.study.planning import jobs_of
-    from nnunet_godc.study.run import run_study
+    from nnunet_godc.study.checks import class_problems
+    from nnunet_godc.study.folder import read_trainers
+    from nnunet_godc.study.run import dry_run, run_study
     from nnunet_godc.study.study_file import find_study_file, read_study
+    from nnunet_godc.study.trainers import Code, look_up
 
-    study = read_study(find_study_file(arguments.study), lambda read: check_classes(read) + _check_evaluation(read))
+    file = find_study_file(arguments.study)
+    trainers: dict[str, Code] = {}
+
+    def check(read: Definition) -> Iterator[Problem]:
+        known = read_trainers(arguments.out or Path(read.name or file.stem))
+        planners = [plans.planner for plans in read.plans if plans.planner]
+        answer = look_up([without_seed(trainer) for trainer in read.trainers], planners, known)
+        trainers.update(answer.code)
+        yield from class_problems(read, answer)
+        yield from _evaluation_problems(read)
+
+    study = read_study(file, check)
     if arguments.executor:
         definition = study.definition
         resources = definition.resources.model_copy(update={"executor": arguments.executor})
         study = study.model_copy(update={"definition": definition.model_copy(update={"resources": resources})})
     folder = (arguments.out or Path(study.name)).absolute()
     if arguments.dry_run:
-        for job in jobs_of(study, folder):
-            print(f"{job.id}\n    {' '.join(job.command)}")
+        lines, refused = dry_run(study, folder, trainers=trainers, retrain=arguments.retrain)
+        print("\n".join(lines))
+        if refused:
+            raise UserError("refused: " + "\n".join(refused))
         return 0
-    done = run_study(study, folder)
-    if arguments.executor == "slurm" or study.definition.resources.executor == "slurm":
-        print(f"Submitted; `nnunet-godc study status {folder}` shows how far it is.")
-        return 0
-    print(f"Everything is done: {folder}" if done else f"Not everything is done; run it again once mended: {folder}")
-    return 0 if done else 1
+    return 0 if run_study(study, folder, trainers=trainers, retrain=arguments.retrain) else 1
 
 
 class _Parser(argparse.ArgumentParser):
@@ -75,10 +91,10 @@ class _Parser(argparse.ArgumentParser):
         raise ValueError(message)
 
 
-def _check_evaluation(definition: Definition) -> list[Problem]:
+def _evaluation_problems(definition: Definition) -> Iterator[Problem]:
     """Problems of the options for `nnunet-godc evaluate`, which would show only once everything is trained."""
+    from nnunet_godc.study.checks import Problem
     from nnunet_godc.study.planning import option_words
-    from nnunet_godc.study.problems import Problem
 
     parser = _Parser(add_help=False)
     evaluate.add_arguments(parser)
@@ -89,37 +105,43 @@ def _check_evaluation(definition: Definition) -> list[Problem]:
         for word in action.option_strings
         if word.startswith("--") and word != "--out"
     ]
-    problems = []
     for name, value in definition.evaluate.items():
         if name.replace("_", "-") not in known:
             near = nearest_name(name.replace("_", "-"), known)
             hint = f"did you mean {near!r}?" if near else f"known here: {', '.join(known)}."
-            problems.append(Problem(("evaluate", name), f"{name!r} is unknown; {hint}", of_key=True))
+            yield Problem(("evaluate", name), f"{name!r} is unknown; {hint}", of_key=True)
             continue
         try:
             evaluate.check_values(parser.parse_args(["--out", "", *option_words(name, value)]))
         except (ValueError, UserError) as error:
-            problems.append(Problem(("evaluate", name), f"{error}."))
-    return problems
+            yield Problem(("evaluate", name), f"{error}.")
+
+
+def _folder(arguments: argparse.Namespace) -> Path:
+    """Of the study, as `run` would make it."""
+    from nnunet_godc.study.study_file import find_study_folder
+
+    folder: Path = arguments.out or find_study_folder(arguments.study)
+    return folder.absolute()
 
 
 def _status(arguments: argparse.Namespace) -> int:
     from nnunet_godc.study.status import show_status
 
-    show_status(arguments.folder, live=not arguments.once)
+    show_status(_folder(arguments), live=not arguments.once)
     return 0
 
 
 def _collect(arguments: argparse.Namespace) -> int:
     from nnunet_godc.study.collect import collect
 
-    print(f"Written: {collect(arguments.folder)}")
+    print(f"Written: {collect(_folder(arguments))}")
     return 0
 
 
 def _cancel(arguments: argparse.Namespace) -> int:
     from nnunet_godc.study.run import cancel_study
 
-    count = cancel_study(arguments.folder)
+    count = cancel_study(_folder(arguments))
     print(f"Ended {count} job{'' if count == 1 else 's'}; `nnunet-godc study run` goes on from there.")
     return 0

@@ -1,4 +1,4 @@
-"""The demo from phantoms to pictures, through nnU-Net's own commands."""
+"""The demo from phantoms to pictures: a small study, whose jobs are run one after the other."""
 
 from __future__ import annotations
 
@@ -7,30 +7,51 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from nnunet_godc.commands import duration
+from nnunet_godc.commands import duration, run_visibly, small_environment
 from nnunet_godc.demo.collection import HELD_OUT, TRAINING, write_phantom_collection
-from nnunet_godc.demo.commands import (
-    TrainingWatcher,
-    Watcher,
-    nnunet_environment,
-    run_command,
-)
 from nnunet_godc.demo.figure import draw_case
 from nnunet_godc.demo.table import MEAN, format_table, score_table, write_csv
 from nnunet_godc.errors import UserError
 from nnunet_godc.evaluation import read_tables
 from nnunet_godc.evaluation.evaluate import MEASUREMENTS
+from nnunet_godc.locks import locked
 from nnunet_godc.report.assets import page_options
-from nnunet_godc.shrunken_plans import CONFIGURATION, write_shrunken_plans
+from nnunet_godc.study.definition import Study
+from nnunet_godc.study.jobs import Job
+from nnunet_godc.study.planning import jobs_of
+from nnunet_godc.study.study_file import read_definition
+from nnunet_godc.training_log import read_progress
 
 DATASET_ID = 500
-DATASET_NAME = f"Dataset{DATASET_ID}_LiTS"  # as the conversion calls what comes in LiTS's layout
+DATASET = f"Dataset{DATASET_ID}_LiTS"  # as the conversion calls what comes in LiTS's layout
 FILE_ENDING = ".nii.gz"
-TRAINER = "nnUNetTrainerGODCLFAMDemo"
-PLANS = "nnUNetPlansDemo"
-FOLDS = (0, 1)
 LABELS = ("liver", "tumour")
 LEARNT = 0.85  # liver Dice on the held-out cases that tells a network which learnt from one which did not
+STEPS = {
+    "plan": "3/8  Checking the dataset and planning, by nnU-Net and for the CPU",
+    "preprocess": "4/8  Preprocessing",
+    "train": "5/8  Training",
+    "predict": "6/8  Predicting the held-out cases with both folds",
+    "evaluate": "7/8  Evaluating",
+}
+
+STUDY = f"""\
+# What the demo runs once its phantoms are converted.
+datasets: [{DATASET_ID}]
+plans:
+  # Coarser than the images, so that a patch sees the whole width of the body and a liver is told from a spleen by its
+  # place; a step takes a third of a second.
+  - {{name: nnUNetPlansDemo, from: nnUNetPlans, patch_size: [16, 40, 48], features: 8, stages: 4, batch_size: 2,
+     spacing: [7, 6, 6]}}
+trainers: [nnUNetTrainerGODCLFAMDemo]
+folds: [0, 1]
+predict: {{images: imagesTs, references: labelsTs}}
+environment:
+  # Augmenting a patch takes 30 ms. A worker process for it fights over the cores with the training threads: with one a
+  # step took 0.36 s on two cores, without 0.21 s.
+  nnUNet_n_proc_DA: 0
+resources: {{device: cpu, cpus: 1}}
+"""
 
 README = "README.txt"
 README_TEXT = f"""Written by: nnunet-godc demo
@@ -38,117 +59,21 @@ Running the demo again with this folder writes all of the following anew and lea
 
 metrics.txt          Dice, precision and recall on the held-out cases
 metrics.csv          the same, for a spreadsheet
-evaluation           everything that nnunet-godc evaluate measures; its index.html is a page to look at
+evaluation           everything that nnunet-godc evaluate measures, with a page to look at, index.html, for the
+                     cross-validation and one for the held-out cases
 figures              one picture per held-out case: image, reference, prediction
 logs                 what nnU-Net's commands printed
-predictions          of each fold, and of their ensemble
+predictions          of the held-out cases, by both folds together
 collection           the phantoms, in the layout in which LiTS is delivered
 preview.png          every case's slice with the largest tumour, with the reference's contours
-nnUNet_raw           the phantoms, converted to the raw dataset {DATASET_NAME}
+demo.yaml            what was trained, as a file for nnunet-godc study
+nnUNet_raw           the phantoms, converted to the raw dataset {DATASET}
 nnUNet_preprocessed  plans and preprocessed cases
 nnUNet_results       the trained networks
 """
-
-
-@dataclass(frozen=True)
-class DemoFolder:
-    """Where the demo writes: everything lies under `out`."""
-
-    out: Path
-
-    @property
-    def collection(self) -> Path:
-        return self.out / "collection"
-
-    @property
-    def raw(self) -> Path:
-        return self.out / "nnUNet_raw"
-
-    @property
-    def preprocessed(self) -> Path:
-        return self.out / "nnUNet_preprocessed"
-
-    @property
-    def results(self) -> Path:
-        return self.out / "nnUNet_results"
-
-    @property
-    def logs(self) -> Path:
-        return self.out / "logs"
-
-    @property
-    def predictions(self) -> Path:
-        return self.out / "predictions"
-
-    @property
-    def ensemble(self) -> Path:
-        return self.predictions / "ensemble"
-
-    def fold(self, fold: int) -> Path:
-        return self.predictions / f"fold_{fold}"
-
-    @property
-    def figures(self) -> Path:
-        return self.out / "figures"
-
-    @property
-    def metrics_text(self) -> Path:
-        return self.out / "metrics.txt"
-
-    @property
-    def metrics_csv(self) -> Path:
-        return self.out / "metrics.csv"
-
-    @property
-    def evaluation(self) -> Path:
-        return self.out / "evaluation"
-
-    @property
-    def preview(self) -> Path:
-        return self.out / "preview.png"
-
-    @property
-    def dataset(self) -> Path:
-        return self.raw / DATASET_NAME
-
-    @property
-    def model(self) -> Path:
-        return self.results / DATASET_NAME / f"{TRAINER}__{PLANS}__{CONFIGURATION}"
-
-    def prepare(self) -> None:
-        """Make the folder, or clear what an earlier demo left in it.
-
-        Raises:
-            UserError: the folder holds something else, is a file, or cannot be written.
-        """
-        readme = self.out / README
-        try:
-            if self.out.exists() and not self.out.is_dir():
-                raise UserError(f"{self.out} is a file; name a folder for the demo with --out")
-            if self.out.is_dir() and any(self.out.iterdir()):
-                if not readme.is_file() or readme.read_text() != README_TEXT:
-                    raise UserError(
-                        f"{self.out} is not empty and not the folder of an earlier demo; nothing was touched, "
-                        "name a new or empty folder with --out"
-                    )
-                print(f"{self.out} holds an earlier demo: its results are removed and made anew.", flush=True)
-                self._clear()
-            self.out.mkdir(parents=True, exist_ok=True)
-            readme.write_text(README_TEXT)
-            for folder in self._folders():
-                folder.mkdir()
-        except OSError as error:
-            raise UserError(f"cannot write to {self.out} ({error}); name another folder with --out") from error
-
-    def _clear(self) -> None:
-        for folder in (self.collection, *self._folders()):
-            if folder.exists():
-                shutil.rmtree(folder)
-        for file in (self.metrics_text, self.metrics_csv, self.preview):
-            file.unlink(missing_ok=True)
-
-    def _folders(self) -> tuple[Path, ...]:
-        return self.raw, self.preprocessed, self.results, self.logs, self.predictions, self.evaluation, self.figures
+_FOLDERS = ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results", "logs", "predictions", "evaluation", "figures")
+_FILES = ("metrics.txt", "metrics.csv", "preview.png", "demo.yaml")
+_LOCK = ".lock"
 
 
 def run_demo(out: Path) -> None:
@@ -161,135 +86,146 @@ def run_demo(out: Path) -> None:
         UserError: `out` is in use for something else, or one of nnU-Net's commands fails.
     """
     started = time.monotonic()
-    folder = DemoFolder(out.resolve())
-    folder.prepare()
-
-    _heading("1/8  Writing CT-like phantoms with liver tumours, in the layout of LiTS")
-    write_phantom_collection(folder.collection)
-    print(f"    {TRAINING} cases to train with, {HELD_OUT} held out: {folder.collection}", flush=True)
-
-    commands = _Commands(folder)
-    _heading("2/8  Converting them to a raw nnU-Net dataset")
-    commands.convert()
-    _heading("3/8  Checking the dataset and planning, by nnU-Net")
-    commands.plan()
-    _heading("4/8  Preprocessing with a plan shrunken for the CPU")
-    commands.preprocess()
-    for fold in FOLDS:
-        _heading(f"5/8  Training fold {fold} with {TRAINER}")
-        commands.train(fold)
-    for fold in FOLDS:
-        _heading(f"6/8  Predicting the held-out cases with fold {fold}")
-        commands.predict(fold)
-    _heading("7/8  Averaging the folds and evaluating")
-    commands.ensemble()
-    commands.evaluate()
-
-    _heading("8/8  Table and pictures")
-    _write_results(folder)
+    out = out.resolve()
+    claim(out)
+    try:
+        with locked(out / _LOCK, wait=False):
+            _Demo(out).run()
+    except BlockingIOError:
+        raise UserError(f"another demo is writing to {out}; name another folder with --out") from None
     print(f"\nThe demo took {duration(time.monotonic() - started)}.", flush=True)
 
 
-class _Commands:
-    """nnU-Net's commands as the demo calls them."""
+def claim(out: Path) -> None:
+    """Makes the demo's folder, or makes sure that it is that of an earlier demo.
 
-    def __init__(self, folder: DemoFolder) -> None:
-        self.folder = folder
-        self.environment = nnunet_environment(folder.raw, folder.preprocessed, folder.results)
+    Raises:
+        UserError: the folder holds something else, is a file, or cannot be written.
+    """
+    readme = out / README
+    try:
+        if out.exists() and not out.is_dir():
+            raise UserError(f"{out} is a file; name a folder for the demo with --out")
+        foreign = out.is_dir() and any(out.iterdir())
+        if foreign and (not readme.is_file() or readme.read_text() != README_TEXT):
+            raise UserError(
+                f"{out} is not empty and not the folder of an earlier demo; nothing was touched, "
+                "name a new or empty folder with --out"
+            )
+        out.mkdir(parents=True, exist_ok=True)
+        readme.write_text(README_TEXT)
+    except OSError as error:
+        raise UserError(f"cannot write to {out} ({error}); name another folder with --out") from error
 
-    def convert(self) -> None:
-        self._run(
-            "convert",
-            *("nnunet-godc", "convert", "lits", "-i", str(self.folder.collection), "-d", str(DATASET_ID), "-np", "0"),
+
+@dataclass(frozen=True)
+class _Demo:
+    """A demo in a folder of its own: everything lies under `out`."""
+
+    out: Path
+
+    def run(self) -> None:
+        self._clear()
+        _heading("1/8  Writing CT-like phantoms with liver tumours, in the layout of LiTS")
+        write_phantom_collection(self.out / "collection")
+        print(f"    {TRAINING} cases to train with, {HELD_OUT} held out: {self.out / 'collection'}", flush=True)
+        _heading("2/8  Converting them to a raw nnU-Net dataset")
+        collection, dataset = self.out / "collection", self.out / "nnUNet_raw" / DATASET
+        self._run("convert", "convert", "lits", "-i", str(collection), "-d", str(DATASET_ID), "-np", "0")
+        self._run("preview", "convert", "preview", str(dataset), "-o", str(self.out / "preview.png"))
+        kind = ""
+        jobs = jobs_of(self._study(), self.out)
+        for job in jobs:
+            if job.kind != kind:
+                kind = job.kind
+                _heading(STEPS[kind])
+            watch = _Watch(job) if kind == "train" else None
+            environment = {**small_environment(*self._nnunet), **job.environment}
+            command = (*job.command, *(page_options() if kind == "evaluate" else ()))
+            run_visibly(command, log=self._log(job.id), environment=environment, watch=watch)
+        _heading("8/8  Table and pictures")
+        predictions, evaluation = (
+            Path(job.expected[0]) for job in jobs if job.kind == "predict" or job.id.endswith("held_out")
         )
-        self._run(
-            "preview",
-            *("nnunet-godc", "convert", "preview", str(self.folder.dataset), "-o", str(self.folder.preview)),
-        )
+        self._write_results(predictions, evaluation)
 
-    def plan(self) -> None:
-        self._run(
-            "plan",
-            *("nnUNetv2_plan_and_preprocess", "-d", str(DATASET_ID), "--verify_dataset_integrity", "--no_pp"),
-            *("-npfp", "1"),
-        )
+    @property
+    def _nnunet(self) -> tuple[Path, Path, Path]:
+        return self.out / "nnUNet_raw", self.out / "nnUNet_preprocessed", self.out / "nnUNet_results"
 
-    def preprocess(self) -> None:
-        planned = self.folder.preprocessed / DATASET_NAME / "nnUNetPlans.json"
-        # Coarser than the images, so that a patch sees the whole width of the body and a liver is told from a spleen by
-        # its place; a step takes a third of a second.
-        write_shrunken_plans(planned, name=PLANS, patch_size=(16, 40, 48), features=8, stages=4, spacing=(7, 6, 6))
-        self._run(
-            "preprocess",
-            *("nnUNetv2_preprocess", "-d", str(DATASET_ID), "-plans_name", PLANS, "-c", CONFIGURATION),
-            *("-np", "1"),
-        )
+    def _log(self, step: str) -> Path:
+        return self.out / "logs" / f"{step}.txt"
 
-    def train(self, fold: int) -> None:
-        watch = TrainingWatcher(self.folder.model / f"fold_{fold}" / "debug.json", labels=LABELS)
-        self._run(
-            f"train_fold_{fold}",
-            *("nnUNetv2_train", str(DATASET_ID), CONFIGURATION, str(fold), "-tr", TRAINER, "-p", PLANS),
-            *("-device", "cpu", "--npz"),
-            watch=watch,
-            # Augmenting a patch takes 30 ms. A worker process for it fights over the cores with the training threads:
-            # with one a step took 0.36 s on two cores, without 0.21 s. (Planning stumbles over a 0 here.)
-            nnUNet_n_proc_DA="0",
-        )
+    def _run(self, step: str, *command: str) -> None:
+        environment = small_environment(*self._nnunet)
+        run_visibly(("nnunet-godc", *command), log=self._log(step), environment=environment)
 
-    def predict(self, fold: int) -> None:
-        self._run(
-            f"predict_fold_{fold}",
-            *("nnUNetv2_predict", "-i", str(self.folder.dataset / "imagesTs")),
-            *("-o", str(self.folder.fold(fold)), "-d", str(DATASET_ID), "-c", CONFIGURATION),
-            *("-f", str(fold), "-tr", TRAINER, "-p", PLANS, "-device", "cpu", "--save_probabilities"),
-            # No worker processes: starting them costs more than they save on a few small cases.
-            *("-npp", "0", "-nps", "0"),
-        )
+    def _clear(self) -> None:
+        if any((self.out / name).exists() for name in _FOLDERS):
+            print(f"{self.out} holds an earlier demo: its results are removed and made anew.", flush=True)
+        for name in ("collection", *_FOLDERS):
+            shutil.rmtree(self.out / name, ignore_errors=True)
+        for name in _FILES:
+            (self.out / name).unlink(missing_ok=True)
+        for name in _FOLDERS:
+            (self.out / name).mkdir()
 
-    def ensemble(self) -> None:
-        folds = [str(self.folder.fold(fold)) for fold in FOLDS]
-        self._run("ensemble", "nnUNetv2_ensemble", "-i", *folds, "-o", str(self.folder.ensemble), "-np", "1")
-
-    def evaluate(self) -> None:
-        plans = self.folder.preprocessed / DATASET_NAME / f"{PLANS}.json"  # nnU-Net puts none beside an ensemble
-        self._run(
-            "evaluate",
-            *("nnunet-godc", "evaluate", "-pred", str(self.folder.ensemble)),
-            *("-ref", str(self.folder.dataset / "labelsTs"), "-pfile", str(plans)),
-            *("--out", str(self.folder.evaluation), "-np", "0"),
-            *page_options(),
-        )
-
-    def _run(self, step: str, *command: str, watch: Watcher | None = None, **variables: str) -> None:
-        environment = {**self.environment, **variables}
-        run_command(command, log=self.folder.logs / f"{step}.txt", environment=environment, watch=watch)
-
-
-def _write_results(folder: DemoFolder) -> None:
-    scores = score_table(read_tables([folder.evaluation / MEASUREMENTS]))
-    table = format_table(scores)
-    folder.metrics_text.write_text(table + "\n")
-    write_csv(folder.metrics_csv, scores)
-    dice = scores["Dice"]
-    for name in scores.index.unique("case").drop(MEAN):
-        draw_case(
-            folder.dataset / "imagesTs" / f"{name}_0000{FILE_ENDING}",
-            folder.dataset / "labelsTs" / f"{name}{FILE_ENDING}",
-            folder.ensemble / f"{name}{FILE_ENDING}",
-            folder.figures / f"{name}.png",
-            title=f"{name}, held out",
-            score=", ".join(f"{label} Dice {dice[name, label]:.2f}" for label in LABELS),
+    def _study(self) -> Study:
+        file = self.out / "demo.yaml"
+        file.write_text(STUDY)
+        raw, preprocessed, results = map(str, self._nnunet)
+        return Study(
+            name="demo",
+            datasets=[DATASET],
+            raw=raw,
+            preprocessed=preprocessed,
+            results=results,
+            definition=read_definition(file),
         )
 
-    print(f"\nHeld-out cases, ensemble of {len(FOLDS)} folds:\n\n{table}\n")
-    liver = dice[MEAN, "liver"]
-    if liver > LEARNT:
-        print(f"The networks learnt: mean liver Dice {liver:.2f} is above {LEARNT}.")
-    else:
-        print(f"The networks did NOT learn as they should: mean liver Dice {liver:.2f} is not above {LEARNT}.")
-    print(f"Pictures: {folder.figures}\nTable:    {folder.metrics_text} and {folder.metrics_csv.name}")
-    print(f"Report:   {folder.evaluation / ('index.html' if page_options() else 'report.md')}")
+    def _write_results(self, predictions: Path, report: Path) -> None:
+        scores = score_table(read_tables([report.with_name(MEASUREMENTS)]))
+        table = format_table(scores)
+        (self.out / "metrics.txt").write_text(table + "\n")
+        write_csv(self.out / "metrics.csv", scores)
+        dice, dataset = scores["Dice"], self.out / "nnUNet_raw" / DATASET
+        for name in scores.index.unique("case").drop(MEAN):
+            draw_case(
+                dataset / "imagesTs" / f"{name}_0000{FILE_ENDING}",
+                dataset / "labelsTs" / f"{name}{FILE_ENDING}",
+                predictions / f"{name}{FILE_ENDING}",
+                self.out / "figures" / f"{name}.png",
+                title=f"{name}, held out",
+                score=", ".join(f"{label} Dice {dice[name, label]:.2f}" for label in LABELS),
+            )
+        print(f"\nHeld-out cases, both folds together:\n\n{table}\n")
+        liver = dice[MEAN, "liver"]
+        if liver > LEARNT:
+            print(f"The networks learnt: mean liver Dice {liver:.2f} is above {LEARNT}.")
+        else:
+            print(f"The networks did NOT learn as they should: mean liver Dice {liver:.2f} is not above {LEARNT}.")
+        print(f"Pictures: {self.out / 'figures'}\nTable:    {self.out / 'metrics.txt'} and metrics.csv")
+        print(f"Report:   {report.with_name('index.html') if page_options() else report}")
+
+
+class _Watch:
+    """Prints a line for each epoch of a training, with the time left."""
+
+    def __init__(self, training: Job) -> None:
+        self.fold = training.fold_folder
+        self.epochs = 0
+        print(f"    fold {training.fold} with {training.trainer}", flush=True)
+
+    def __call__(self) -> None:
+        progress = read_progress(self.fold)
+        if progress.epochs <= self.epochs or progress.loss is None:
+            return
+        self.epochs = progress.epochs
+        dice = ", ".join(f"{name} {value:.2f}" for name, value in zip(LABELS, progress.dice, strict=False))
+        left = f", about {duration(progress.seconds_left)} left" if progress.seconds_left else ""
+        print(
+            f"    epoch {progress.epochs} of {progress.of}: loss {progress.loss}, pseudo Dice {dice}{left}", flush=True
+        )
 
 
 def _heading(text: str) -> None:

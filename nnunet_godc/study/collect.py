@@ -14,10 +14,8 @@ from nnunet_godc.errors import UserError
 from nnunet_godc.replacing import replacing
 from nnunet_godc.report.assets import page_options
 from nnunet_godc.study.definition import Study
-from nnunet_godc.study.folder import job_folder
-from nnunet_godc.study.jobs import Job
+from nnunet_godc.study.folder import job_folder, read_study_folder
 from nnunet_godc.study.planning import evaluation_command
-from nnunet_godc.study.run import read_study_folder
 from nnunet_godc.study.status import JobStatus, job_statuses
 
 REPORT = "report.md"
@@ -38,10 +36,12 @@ def collect(folder: Path) -> Path:
         raise UserError(f"no training is done yet; `nnunet-godc study status {folder}` shows how far they are.")
     pages: dict[str, str] = {}
     for dataset in study.datasets:
-        models = list(dict.fromkeys(_model(job) for job in trained if _model(job).parent.name == dataset))
+        models = list(dict.fromkeys(job.fold_folder.parent for job in trained if job.dataset == dataset))
         if models and "all" not in study.definition.folds:
             pages[dataset] = _evaluate(study, evaluation_command(study, folder, dataset, models))
-        predicted = [Path(job.expected[0]) for job in done if job.kind in ("predict", "ensemble") and dataset in job.id]
+        predicted = [
+            Path(job.expected[0]) for job in done if job.kind in ("predict", "ensemble") and job.dataset == dataset
+        ]
         if predicted and study.definition.predict and study.definition.predict.references:
             command = evaluation_command(study, folder, dataset, predicted, held_out=True)
             pages[f"{dataset}, held-out images"] = _evaluate(study, command)
@@ -49,11 +49,6 @@ def collect(folder: Path) -> Path:
     with replacing(report) as partial:
         partial.write_text("\n".join(_report(study, folder, statuses, pages)) + "\n", encoding="utf-8")
     return report
-
-
-def _model(training: Job) -> Path:
-    """nnU-Net's folder of the model, above that of the fold."""
-    return Path(training.expected[0]).parent.parent
 
 
 def _evaluate(study: Study, command: Sequence[str]) -> str:
@@ -95,7 +90,7 @@ def _report(study: Study, folder: Path, statuses: Sequence[JobStatus], pages: Ma
 
 
 def _what_made_it(folder: Path, trainings: Sequence[JobStatus]) -> Iterator[str]:
-    """Versions, machines, time and energy of all trainings that are done."""
+    """Versions, machines and time of all trainings that are done."""
     attempts: list[dict[str, Any]] = []
     adopted = []
     for entry in trainings:
@@ -108,10 +103,7 @@ def _what_made_it(folder: Path, trainings: Sequence[JobStatus]) -> Iterator[str]
             adopted.append(entry.job.id)
     if attempts:
         seconds = sum(attempt["seconds"] or 0 for attempt in attempts)
-        energy = [attempt["energy_joules"] for attempt in attempts]
         yield f"- trained for {duration(seconds)} in {len(attempts)} attempts"
-        if all(joules is not None for joules in energy):
-            yield f"- energy of the GPUs: {sum(energy) / 3.6e6:.3f} kWh"
         for what, values in (
             ("GPU", {name for attempt in attempts for name in attempt["gpus"]}),
             ("commit", {attempt["commit"] for attempt in attempts if attempt["commit"]}),

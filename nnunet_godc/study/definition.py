@@ -9,6 +9,9 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 from pydantic_core import PydanticCustomError
 
 from nnunet_godc.seeded_names import LIMIT, with_seed
+from nnunet_godc.workers import available_cores
+
+CPUS_ON_A_CLUSTER = 8
 
 Configuration = Literal["2d", "3d_fullres", "3d_lowres", "3d_cascade_fullres"]
 
@@ -92,7 +95,14 @@ class Predict(Block):
 
 
 class Slurm(Block):
-    """What the cluster wants to know; see `nnunet_godc.study.executors.make_executor`."""
+    """What the cluster wants to know; what is not described here are options of sbatch.
+
+    Attributes:
+        setup: lines of shell that run before a job.
+        parallel: most jobs of one array at once.
+        requeues: how often a training may reach its time limit and go on; None for 10. A preempted one always does.
+        extra: further options of sbatch by their long names.
+    """
 
     partition: str | None = None
     account: str | None = None
@@ -112,7 +122,8 @@ class StudyResources(Block):
         executor: this machine, or a Slurm cluster.
         device: of trainings and predictions.
         gpus: per training; more than one trains with nnU-Net's `-num_gpus`.
-        cpus: per job, for nnU-Net's worker processes.
+        cpus: per job, for nnU-Net's worker processes; None for what this machine has, or nnUNet_n_proc_DA and
+            nnUNet_def_n_proc where they are set; on a cluster, for 8.
         memory_gb: per job, in GB.
         hours: time limit of one attempt at a job, which a cluster keeps.
         slots: on this machine, how many jobs that need no GPU run at once.
@@ -122,7 +133,7 @@ class StudyResources(Block):
     executor: Literal["local", "slurm"] = "local"
     device: Literal["cuda", "cpu", "mps"] = "cuda"
     gpus: PositiveInt = 1
-    cpus: PositiveInt = 8
+    cpus: PositiveInt | None = None
     memory_gb: PositiveFloat | None = None
     hours: PositiveFloat | None = None
     slots: PositiveInt | None = None
@@ -149,8 +160,7 @@ class Definition(Block):
         ensemble: whether the predictions of all plans and configurations of a trainer are averaged, too.
         evaluate: options of `nnunet-godc evaluate` by their long names.
         environment: variables for all jobs, such as those of nnU-Net's W&B logger (nnUNet_wandb_enabled,
-            nnUNet_wandb_project, nnUNet_wandb_mode). nnUNet_n_proc_DA is given to trainings alone: nnU-Net's planning
-            fails where it is 0.
+            nnUNet_wandb_project, nnUNet_wandb_mode). They go before those of the shell.
         resources: where jobs run and what each asks for.
     """
 
@@ -195,6 +205,12 @@ class Study(Block):
         if not self.definition.seeds:
             return list(self.definition.trainers)
         return [with_seed(trainer, seed) for trainer in self.definition.trainers for seed in self.definition.seeds]
+
+    @property
+    def cpus(self) -> int:
+        """Of each job, where the file does not say: all of this machine, but not all of the node that submits jobs."""
+        asked = self.definition.resources
+        return asked.cpus or (CPUS_ON_A_CLUSTER if asked.executor == "slurm" else available_cores())
 
     def model(self, dataset: str, trainer: str, plans: str, configuration: str) -> Path:
         """Where nnU-Net keeps the folds of one model."""

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
 from typing import Any, Literal
 
 Kind = Literal["plan", "preprocess", "train", "predict", "ensemble", "evaluate"]
@@ -47,8 +48,13 @@ class Job:
     Attributes:
         id: unique within the study, and the name of the job's folder.
         kind: what it does.
-        command: program and arguments. nnU-Net's own commands and `nnunet-godc` are found beside the Python in use;
-            `python` is that Python.
+        command: program and arguments, as `nnunet_godc.commands.find_command` finds it.
+        dataset: name.
+        plans: identifier; empty where a job is about all of them, like those of the next three.
+        configuration: of nnU-Net.
+        trainer: as nnU-Net knows it, with a seed if there is one.
+        fold: a number, or `all`.
+        seed: of the training; None where it is not seeded.
         environment: variables set in addition to those of the process that runs it.
         depends_on: ids of the jobs that have to be done before.
         resources: what it asks for.
@@ -58,14 +64,18 @@ class Job:
         resume: the first of these whose file is there applies when it is started.
         lock: file that is locked while it runs, so that studies which write to the same place take turns; empty where
             it writes to its own study's folder alone.
-        plans_file: nnU-Net's plans that it works with, for the record; empty for none.
-        configuration: of the plans, whose data a preprocessing makes; empty for other jobs.
-        seed: of the training; None where it is not seeded.
+        plans_file: nnU-Net's plans that it works with; empty for none.
     """
 
     id: str
     kind: Kind
     command: tuple[str, ...]
+    dataset: str = ""
+    plans: str = ""
+    configuration: str = ""
+    trainer: str = ""
+    fold: str = ""
+    seed: int | None = None
     environment: Mapping[str, str] = field(default_factory=dict)
     depends_on: tuple[str, ...] = ()
     resources: Resources = Resources()
@@ -74,8 +84,21 @@ class Job:
     resume: tuple[Resume, ...] = ()
     lock: str = ""
     plans_file: str = ""
-    configuration: str = ""
-    seed: int | None = None
+
+    @property
+    def lasts(self) -> bool:
+        """Whether other studies may use what it makes, so that it is not made anew by itself."""
+        return self.kind in ("plan", "preprocess", "train")
+
+    @property
+    def fold_folder(self) -> Path:
+        """nnU-Net's folder of a training."""
+        return Path(self.expected[0]).parent
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether an attempt has left something to go on from."""
+        return any(Path(entry.file).exists() for entry in self.resume)
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -84,7 +107,7 @@ class Job:
     def from_json(cls, values: Mapping[str, Any]) -> Job:
         return cls(
             **{
-                **values,
+                **{name: value for name, value in values.items() if name in _FIELDS},
                 "command": tuple(values["command"]),
                 "depends_on": tuple(values["depends_on"]),
                 "resources": Resources(**values["resources"]),
@@ -92,6 +115,9 @@ class Job:
                 "resume": tuple(Resume(entry["file"], tuple(entry["arguments"])) for entry in values["resume"]),
             }
         )
+
+
+_FIELDS = {entry.name for entry in fields(Job)}
 
 
 def in_order(jobs: Iterable[Job]) -> list[Job]:

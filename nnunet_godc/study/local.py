@@ -4,24 +4,33 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import signal
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from types import FrameType
+from typing import NoReturn
 
-from nnunet_godc.commands import duration
+from nnunet_godc.commands import duration, end_of_log
 from nnunet_godc.errors import UserError
-from nnunet_godc.study.folder import is_done, job_folder, read_state, update_state
-from nnunet_godc.study.job_lock import is_held, job_lock
-from nnunet_godc.study.jobs import Job, dependents, in_order
+from nnunet_godc.locks import is_held, locked
+from nnunet_godc.study.folder import (
+    CHANGED,
+    current_states,
+    job_folder,
+    read_state,
+    read_study_folder,
+    update_state,
+    write_json,
+)
+from nnunet_godc.study.jobs import Job, in_order
 
-LINES_SHOWN_ON_FAILURE = 20
-SECONDS_BETWEEN_LOOKS = 0.2
+SECONDS_BETWEEN_LOOKS = 0.3
 SECONDS_TO_CANCEL = 60.0
 
 
@@ -30,41 +39,53 @@ class LocalExecutor:
 
     Args:
         slots: how many jobs that need no GPU run at once; None is one, since nnU-Net's own commands share the cores
-            among worker processes.
+            among worker processes. Of the others one runs on each GPU.
     """
 
     def __init__(self, slots: int | None = None) -> None:
         self.slots = slots or 1
 
-    def run(self, folder: Path, jobs: Sequence[Job]) -> None:
-        # In this order: what ends in between is either done, or has failed and is told.
-        held = {job.id for job in jobs if is_held(job_folder(folder, job.id).lock)}
-        undone = [job for job in in_order(jobs) if not is_done(folder, job)]
-        gpus = visible_gpus() if any(job.resources.gpus for job in undone) else []
-        for job in undone:
-            if job.resources.gpus > len(gpus):
+    def check(self, folder: Path, jobs: Sequence[Job]) -> None:
+        """Raises:
+        UserError: a job that is not done needs more GPUs than there are.
+        """
+        gpus, states = visible_gpus(), current_states(folder, jobs)
+        for job in jobs:
+            if job.resources.gpus > len(gpus) and states[job.id].status != "done":
                 raise UserError(
                     f"{job.id} needs {job.resources.gpus} GPU(s) and this machine offers {len(gpus)}; set "
                     f"`resources: device: cpu` or fewer gpus in the study file, or run it with --executor slurm."
                 )
-        _Queue(folder, undone, held, gpus, self.slots).work()
+
+    def queue(self, folder: Path, jobs: Sequence[Job]) -> Queue:
+        """A queue for what is not done. The caller holds the study's lock, and lets go of it before the queue works."""
+        return Queue(folder, jobs, list(visible_gpus()), self.slots)
 
     def cancel(self, folder: Path, jobs: Sequence[Job]) -> None:
+        """Ends what runs, in a state from which it can go on, and waits until it has ended.
+
+        Raises:
+            UserError: it does not end.
+        """
         told = [job.id for job in jobs if _tell_to_end(folder, job.id)]
         deadline = time.monotonic() + SECONDS_TO_CANCEL
         while remaining := [name for name in told if is_held(job_folder(folder, name).lock)]:
             if time.monotonic() > deadline:
                 state = read_state(folder, remaining[0])
                 raise UserError(f"{remaining[0]}, process {state.group or state.pid}, does not end; end it yourself.")
-            time.sleep(SECONDS_BETWEEN_LOOKS)
+            time.sleep(0.05)
         self.refresh(folder, jobs)
 
     def refresh(self, folder: Path, jobs: Sequence[Job]) -> None:
+        """Brings states up to date that nobody could write, as of a job that was killed.
+
+        Where this user may not write, they stay as they are.
+        """
         for job in jobs:
             files = job_folder(folder, job.id)
             if not _seems_to_run_here(folder, job) or not os.access(files.path, os.W_OK):
                 continue
-            with contextlib.suppress(BlockingIOError), job_lock(files.lock, wait=False):
+            with contextlib.suppress(BlockingIOError), locked(files.lock, wait=False):
                 # It may just have ended by itself; nobody else writes while the lock is held here.
                 if _seems_to_run_here(folder, job):
                     update_state(folder, job.id, status="interrupted", note="its process is gone")
@@ -91,92 +112,115 @@ def _tell_to_end(folder: Path, job_id: str) -> bool:
     return bool(state.group or state.pid)
 
 
-def visible_gpus() -> list[str]:
-    """The GPUs that this process may use, as CUDA_VISIBLE_DEVICES names them."""
+def visible_gpus() -> dict[str, str]:
+    """The names of the GPUs that this process may use, by what CUDA_VISIBLE_DEVICES calls them."""
+    listed: list[tuple[str, str, str]] = []
+    with contextlib.suppress(OSError):  # no driver, no GPUs
+        answer = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True).stdout
+        listed = re.findall(r"^GPU (\d+): (.*) \(UUID: (\S+)\)", answer, re.MULTILINE)
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if visible is not None:
-        return [entry.strip() for entry in visible.split(",") if entry.strip() not in ("", "-1")]
-    try:
-        import pynvml
-
-        pynvml.nvmlInit()
-    except (ModuleNotFoundError, pynvml.NVMLError):
-        return []
-    count = pynvml.nvmlDeviceGetCount()
-    pynvml.nvmlShutdown()
-    return [str(index) for index in range(count)]
+    if visible is None:
+        return {index: name for index, name, _ in listed}
+    asked = [entry.strip() for entry in visible.split(",") if entry.strip() not in ("", "-1")]
+    # CUDA accepts any beginning of a UUID that is unique
+    return {
+        entry: next((name for index, name, uuid in listed if entry == index or uuid.startswith(entry)), "unknown")
+        for entry in asked
+    }
 
 
 @dataclass
 class _Running:
-    """A job at work; `process` is None where an earlier run began it, whose end its lock tells."""
+    """A job at work."""
 
     job: Job
-    process: subprocess.Popen[bytes] | None
+    process: subprocess.Popen[bytes]
     gpus: list[str]
     started: float = field(default_factory=time.time)
 
 
-class _Queue:
-    """Runs jobs as there is room for them.
+class Queue:
+    """Runs jobs as there is room for them, and whatever is added to the study meanwhile.
 
     Args:
         folder: of the study.
-        undone: the jobs, each after those it depends on.
-        held: ids of those that run already, since a queue that was killed leaves its jobs running.
-        gpus: all that may be used, the jobs that run already included.
+        jobs: all of it.
+        gpus: all that may be used.
         slots: how many jobs that need no GPU run at once.
     """
 
-    def __init__(
-        self, folder: Path, undone: Sequence[Job], held: Collection[str], gpus: Sequence[str], slots: int
-    ) -> None:
+    def __init__(self, folder: Path, jobs: Sequence[Job], gpus: Sequence[str], slots: int) -> None:
         self.folder = folder
-        self.waiting = [job for job in undone if job.id not in held]
-        self.count = len(undone)
-        self.finished = 0
         self.free_gpus = list(gpus)
         self.free_slots = slots
         self.running: list[_Running] = []
-        for job in self.waiting:
-            self._set_back(job)
-        for job in undone:
-            if job.id in held:
-                self._take_over(job)
-
-    def _set_back(self, job: Job) -> None:
-        fresh: dict[str, Any] = {"pid": None, "group": None, "scheduler_id": "", "gpus": "", "note": ""}
-        update_state(self.folder, job.id, status="pending", **fresh)
-
-    def _take_over(self, job: Job) -> None:
-        state = read_state(self.folder, job.id)
-        gpus = [gpu for gpu in state.gpus.split(",") if gpu in self.free_gpus and state.host == socket.gethostname()]
-        self._enter(_Running(job, None, gpus, state.start or time.time()))
-        print(f"goes on   {job.id}{_on(gpus)}, which an earlier run began", flush=True)
-
-    def _enter(self, entry: _Running) -> None:
-        self.free_gpus = [gpu for gpu in self.free_gpus if gpu not in entry.gpus]
-        self.free_slots -= not entry.job.resources.gpus
-        self.running.append(entry)
-
-    def _leave(self, entry: _Running) -> None:
-        self.running.remove(entry)
-        self.free_gpus += entry.gpus
-        self.free_slots += not entry.job.resources.gpus
+        self.given_up: dict[str, str] = {}  # what has failed or needs what has: by its id, that of what has failed
+        self.finished = 0
+        self._held = contextlib.ExitStack()
+        self._held.enter_context(locked(folder / "runner.lock", wait=False))
+        since = time.strftime("%Y-%m-%d %H:%M:%S")
+        write_json(folder / "runner.json", {"pid": os.getpid(), "host": socket.gethostname(), "since": since})
+        self._take(jobs)
 
     def work(self) -> None:
+        """Returns when there is nothing left to do.
+
+        Ctrl-C, SIGTERM and the end of the terminal end what runs, in states from which the next run goes on. So does
+        whatever kills this process: its jobs notice.
+        """
         try:
-            while self.waiting or self.running:
-                self._start_what_can_start()
-                time.sleep(SECONDS_BETWEEN_LOOKS)
-                for entry in [entry for entry in self.running if self._has_ended(entry)]:
-                    self._leave(entry)
-                    self._conclude(entry)
+            with _hangup_exits():
+                while self._look():
+                    time.sleep(SECONDS_BETWEEN_LOOKS)
         except BaseException:
             self._end_all()
             raise
+        finally:
+            self._held.close()
+
+    def _take(self, jobs: Sequence[Job]) -> None:
+        """Queues what is neither done nor runs nor has failed since."""
+        states, at_work = current_states(self.folder, jobs), {entry.job.id for entry in self.running}
+        self._read, self.ids = self._version(), states.keys()
+        self.given_up = {
+            name: failed
+            for name, failed in self.given_up.items()
+            if name in states and states[name].status != "pending"
+        }
+        self.waiting = [
+            job
+            for job in in_order(jobs)
+            if states[job.id].status != "done" and job.id not in at_work and job.id not in self.given_up
+        ]
+        self.count = self.finished + len(self.waiting) + len(self.running)
+        for job in self.waiting:
+            update_state(self.folder, job.id, status="pending", pid=None, group=None, scheduler_id="", note="")
+
+    def _version(self) -> int:
+        return (self.folder / "study.json").stat().st_mtime_ns
+
+    def _look(self) -> bool:
+        """Notes what has ended and starts what can start; says whether there is more to do."""
+        with locked(self.folder / "lock"):
+            for entry in [entry for entry in self.running if entry.process.poll() is not None]:
+                self._leave(entry)
+            if self._version() != self._read:
+                self._take(read_study_folder(self.folder)[1])
+            self._start_what_can_start()
+            more = bool(self.waiting or self.running)
+            if not more:
+                # While nobody can add to it: who comes later finds that nobody runs it.
+                self._held.close()
+            return more
 
     def _start_what_can_start(self) -> None:
+        for job in list(self.waiting):
+            if failed := [self.given_up[name] for name in job.depends_on if name in self.given_up]:
+                self.waiting.remove(job)
+                self.given_up[job.id] = failed[0]
+                self.finished += 1
+                update_state(self.folder, job.id, status="not run", note=f"needs {failed[0]}, which has failed")
+                print(f"not run   {job.id}, which needs it", flush=True)
         undone = {job.id for job in self.waiting} | {entry.job.id for entry in self.running}
         for job in list(self.waiting):
             if undone.isdisjoint(job.depends_on) and self._has_room(job):
@@ -188,67 +232,63 @@ class _Queue:
 
     def _start(self, job: Job) -> None:
         gpus = self.free_gpus[: job.resources.gpus]
-        update_state(self.folder, job.id, gpus=",".join(gpus))
-        # Ctrl-C reaches this process alone, which then ends them in good order.
+        self.free_gpus = self.free_gpus[job.resources.gpus :]
+        self.free_slots -= not job.resources.gpus
         process = subprocess.Popen(
-            [sys.executable, "-m", "nnunet_godc.study.run_job", str(self.folder), job.id],
+            [sys.executable, "-m", "nnunet_godc.study.run_job", "--watched", str(self.folder), job.id],
             env={**os.environ, **({"CUDA_VISIBLE_DEVICES": ",".join(gpus)} if gpus else {})},
-            stdin=subprocess.DEVNULL,
+            stdin=subprocess.PIPE,  # whose end tells it that this process is gone
+            # Ctrl-C reaches this process alone, which then ends them in good order.
             start_new_session=True,
         )
-        self._enter(_Running(job, process, gpus))
-        print(f"started   {job.id}{_on(gpus)}", flush=True)
+        self.running.append(_Running(job, process, gpus))
+        print(f"started   {job.id}" + (f" on GPU {', '.join(gpus)}" if gpus else ""), flush=True)
 
-    def _has_ended(self, entry: _Running) -> bool:
-        if entry.process is None:
-            return not is_held(job_folder(self.folder, entry.job.id).lock)
-        return entry.process.poll() is not None
-
-    def _conclude(self, entry: _Running) -> None:
+    def _leave(self, entry: _Running) -> None:
+        self.running.remove(entry)
+        self.free_gpus += entry.gpus
+        self.free_slots += not entry.job.resources.gpus
+        if entry.process.stdin is not None:
+            entry.process.stdin.close()
         state = read_state(self.folder, entry.job.id)
-        done = entry.process.returncode == 0 if entry.process else is_done(self.folder, entry.job)
-        if entry.process is None and not done and state.status != "failed":
-            # Nobody has told what has become of it, or somebody else has ended it.
-            self._set_back(entry.job)
-            self.waiting.append(entry.job)
-            return
-        self.finished += 1
         took = duration(time.time() - entry.started)
-        if done:
-            print(f"done      {entry.job.id} in {took}, {self.finished} of {self.count}", flush=True)
-            return
-        log = job_folder(self.folder, entry.job.id).log
-        print(f"FAILED    {entry.job.id} after {took}: {state.note}; the end of {log}:", flush=True)
-        print("\n".join(f"    | {line}" for line in last_lines(log)), flush=True)
-        self._give_up_what_needs(entry.job)
-
-    def _give_up_what_needs(self, failed: Job) -> None:
-        lost = set(dependents(failed.id, self.waiting))
-        for job in [job for job in self.waiting if job.id in lost]:
-            self.waiting.remove(job)
+        if entry.process.returncode == 0:
             self.finished += 1
-            update_state(self.folder, job.id, status="not run", note=f"needs {failed.id}, which has failed")
-            print(f"not run   {job.id}, which needs it", flush=True)
+            print(f"done      {entry.job.id} in {took}, {self.finished} of {self.count}", flush=True)
+        elif state.note == CHANGED or self._version() != self._read or entry.job.id not in self.ids:
+            print(f"ended     {entry.job.id}, which was changed", flush=True)
+            self._read = 0  # so that it is queued again, if it still belongs to the study
+        else:
+            self.finished += 1
+            self.given_up[entry.job.id] = entry.job.id
+            log = job_folder(self.folder, entry.job.id).log
+            print(f"FAILED    {entry.job.id} after {took}: {state.note}; the end of {log}:", flush=True)
+            print(end_of_log(log), flush=True)
 
     def _end_all(self) -> None:
         if self.running:
             print("ending    " + ", ".join(entry.job.id for entry in self.running), flush=True)
         for entry in self.running:
-            if entry.process is None:
-                _tell_to_end(self.folder, entry.job.id)
-            else:
-                entry.process.terminate()
+            entry.process.terminate()
         for entry in self.running:
-            if entry.process is not None:
-                entry.process.wait()
+            entry.process.wait()
 
 
-def _on(gpus: Sequence[str]) -> str:
-    return f" on GPU {', '.join(gpus)}" if gpus else ""
+@contextlib.contextmanager
+def _hangup_exits() -> Iterator[None]:
+    """Within, SIGHUP does as SIGTERM does for the whole command, unless it is ignored, as nohup has it."""
 
+    def leave(number: int, frame: FrameType | None) -> NoReturn:
+        raise SystemExit(128 + number)
 
-def last_lines(log: Path) -> list[str]:
-    """The end of a log, as it is shown for a job that failed."""
-    if not log.exists():
-        return []
-    return log.read_text(encoding="utf-8", errors="replace").splitlines()[-LINES_SHOWN_ON_FAILURE:]
+    before = signal.getsignal(signal.SIGHUP)
+    try:
+        if before != signal.SIG_IGN:
+            signal.signal(signal.SIGHUP, leave)
+    except ValueError:  # not in the main thread
+        yield
+        return
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGHUP, before)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator, Sequence
 from itertools import product
 from pathlib import Path
@@ -21,9 +22,7 @@ LOCK = ".nnunet-godc.lock"
 
 
 def jobs_of(study: Study, folder: Path) -> list[Job]:
-    """All jobs of a study, each after those it depends on.
-
-    Depends on nothing but its arguments: no file is read.
+    """All jobs of a study, each after those it depends on. No file is read.
 
     Args:
         study: what to train, on what.
@@ -47,17 +46,17 @@ class _Planner:
         self.study = study
         self.definition = study.definition
         self.folder = folder
-        asked = self.definition.resources
+        asked, self.cpus = self.definition.resources, study.cpus
         minutes = None if asked.hours is None else max(1, round(60 * asked.hours))
-        self.without_gpu = Resources(0, asked.cpus, asked.memory_gb, minutes)
+        self.without_gpu = Resources(0, self.cpus, asked.memory_gb, minutes)
         gpus = asked.gpus if asked.device == "cuda" else 0
-        self.with_gpu = Resources(gpus, asked.cpus, asked.memory_gb, minutes)
-        self.with_one_gpu = Resources(min(gpus, 1), asked.cpus, asked.memory_gb, minutes)
-        workers = {"nnUNet_def_n_proc": str(min(asked.cpus, MOST_WORKERS))}
+        self.with_gpu = Resources(gpus, self.cpus, asked.memory_gb, minutes)
+        self.with_one_gpu = Resources(min(gpus, 1), self.cpus, asked.memory_gb, minutes)
         folders = {"nnUNet_raw": study.raw, "nnUNet_preprocessed": study.preprocessed, "nnUNet_results": study.results}
-        training = workers | {"nnUNet_n_proc_DA": str(asked.cpus)} | self.definition.environment | folders
-        self.training_environment = training
-        self.environment = {name: value for name, value in training.items() if name != "nnUNet_n_proc_DA"}
+        workers = {"nnUNet_def_n_proc": str(min(self.cpus, MOST_WORKERS)), "nnUNet_n_proc_DA": str(self.cpus)}
+        if asked.cpus is None:
+            workers |= {name: os.environ[name] for name in workers if os.environ.get(name)}
+        self.environment = workers | self.definition.environment | folders
 
     def jobs(self) -> Iterator[Job]:
         for dataset in self.study.datasets:
@@ -71,8 +70,12 @@ class _Planner:
             yield from self._evaluations(dataset)
 
     def _job(self, kind: Kind, *names: str, **fields: Any) -> Job:
-        fields = {"resources": self.without_gpu, "environment": self.environment, **fields}
-        return Job(id=_id(kind, *names), kind=kind, **fields)
+        """A job of that name, about the dataset that it begins with."""
+        environment = dict(self.environment)
+        if kind != "train" and environment["nnUNet_n_proc_DA"] == "0":
+            environment["nnUNet_n_proc_DA"] = "1"  # planning, too, takes it for a number of threads
+        fields = {"resources": self.without_gpu, "environment": environment, **fields}
+        return Job(id=_id(kind, *names), kind=kind, dataset=names[0], **fields)
 
     def _plans(self, dataset: str) -> Iterator[Job]:
         # One after the other: each reads the fingerprint that the first one takes, and writes to the same folder.
@@ -84,6 +87,7 @@ class _Planner:
                 dataset,
                 plans.name,
                 command=self._plan_command(dataset, plans),
+                plans=plans.name,
                 depends_on=previous,
                 expected=(str(file),),
                 adopted=plans.variation_of is None,
@@ -106,12 +110,12 @@ class _Planner:
         if plans.variation_of is not None:
             source = self.study.plans_file(dataset, plans.variation_of)
             sizes = json.dumps(plans.sizes)
-            return ("python", "-m", "nnunet_godc.study.plan_variation", str(source), plans.name, sizes)
+            return ("python", "-m", "nnunet_godc.study.steps", "vary", str(source), plans.name, sizes)
         own_name = () if plans.name in PLANNERS else ("-overwrite_plans_name", plans.name)
         memory = () if plans.gpu_memory_gb is None else ("-gpu_memory_target", str(plans.gpu_memory_gb))
         return (
             *("nnUNetv2_plan_and_preprocess", "-d", _number(dataset), "--verify_dataset_integrity", "--no_pp"),
-            *("--no_pbar", "-npfp", str(min(self.definition.resources.cpus, MOST_WORKERS))),
+            *("--no_pbar", "-npfp", str(min(self.cpus, MOST_WORKERS))),
             *("-pl", str(plans.planner_class)),
             *own_name,
             *memory,
@@ -121,19 +125,20 @@ class _Planner:
         # One after the other, too: plans share folders of data, which nnU-Net removes before it writes them.
         previous: tuple[str, ...] = ()
         for configuration, plans in product(self._configurations_with_data(), self.definition.plans):
-            workers = min(self.definition.resources.cpus, MOST_PREPROCESSING_WORKERS[configuration])
+            workers = min(self.cpus, MOST_PREPROCESSING_WORKERS[configuration])
             planned = (_id("plan", dataset, plans.name),) if plans.planner_class or plans.variation_of else ()
             job = self._job(
                 "preprocess",
                 *(dataset, plans.name, configuration),
                 command=(
-                    *("python", "-m", "nnunet_godc.study.preprocess", dataset, plans.name, configuration),
+                    *("python", "-m", "nnunet_godc.study.steps", "preprocess", dataset, plans.name, configuration),
                     *("-np", str(workers)),
                 ),
                 depends_on=(*planned, *previous),
                 expected=(str(Path(self.study.preprocessed, dataset, "gt_segmentations")),),
                 lock=str(Path(self.study.preprocessed, dataset, LOCK)),
                 plans_file=str(self.study.plans_file(dataset, plans.name)),
+                plans=plans.name,
                 configuration=configuration,
             )
             previous = (job.id,)
@@ -173,7 +178,9 @@ class _Planner:
                 *("nnUNetv2_train", dataset, configuration, fold, "-tr", trainer, "-p", plans),
                 *("-device", asked.device, *gpus),
             ),
-            environment=self.training_environment,
+            **_about(plans, configuration, trainer),
+            fold=fold,
+            seed=seed_of(trainer) if self.definition.seeds else None,
             depends_on=tuple(needed),
             resources=self.with_gpu,
             expected=(final, str(folder / "validation" / "summary.json")),
@@ -185,7 +192,6 @@ class _Planner:
             ),
             lock=str(folder / LOCK),
             plans_file=str(self.study.plans_file(dataset, plans)),
-            seed=seed_of(trainer) if self.definition.seeds else None,
         )
 
     def _predictions(self, dataset: str) -> Iterator[Job]:
@@ -195,7 +201,7 @@ class _Planner:
             out = prediction_folder(self.folder, dataset, f"{trainer}__{plans}__{configuration}")
             cascade = configuration == "3d_cascade_fullres"
             lower = prediction_folder(self.folder, dataset, f"{trainer}__{plans}__3d_lowres")
-            workers = str(min(self.definition.resources.cpus, MOST_PREDICTING_WORKERS))
+            workers = str(min(self.cpus, MOST_PREDICTING_WORKERS))
             yield self._job(
                 "predict",
                 *(dataset, trainer, plans, configuration),
@@ -214,6 +220,7 @@ class _Planner:
                 resources=self.with_one_gpu,
                 expected=(str(out),),
                 plans_file=str(self.study.plans_file(dataset, plans)),
+                **_about(plans, configuration, trainer),
             )
         if self.definition.ensemble:
             for trainer in self.study.trainer_names:
@@ -229,6 +236,7 @@ class _Planner:
             command=("nnUNetv2_ensemble", "-i", *map(str, folders), "-o", str(out)),
             depends_on=tuple(_id("predict", dataset, trainer, plans, name) for plans, name in members),
             expected=(str(out),),
+            trainer=trainer,
         )
 
     def _evaluations(self, dataset: str) -> Iterator[Job]:
@@ -281,7 +289,7 @@ def evaluation_command(
         asked.pop("baseline", None)
     options = [word for name, value in asked.items() for word in option_words(name, value)]
     out = evaluation_folder(folder, dataset, held_out=held_out)
-    workers = ("-np", str(definition.resources.cpus))
+    workers = ("-np", str(study.cpus))
     return ("nnunet-godc", "evaluate", *what, "--out", str(out), *workers, *options)
 
 
@@ -299,6 +307,10 @@ def _data_of(configuration: str) -> tuple[str, ...]:
         "3d_cascade_fullres": ("3d_fullres",),
         "3d_lowres": ("3d_lowres", "3d_fullres"),
     }.get(configuration, (configuration,))
+
+
+def _about(plans: str, configuration: str, trainer: str) -> dict[str, str]:
+    return {"plans": plans, "configuration": configuration, "trainer": trainer}
 
 
 def _id(kind: Kind, *names: str) -> str:

@@ -1,6 +1,6 @@
 """Running one job to its end, whoever asks for it: a process of the local queue or one on a cluster's node.
 
-python -m nnunet_godc.study.run_job STUDY_FOLDER JOB_ID
+python -m nnunet_godc.study.run_job [--watched] STUDY_FOLDER JOB_ID
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ import contextlib
 import os
 import signal
 import socket
-import subprocess
 import sys
 import threading
 import time
@@ -18,17 +17,29 @@ from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
 
-from nnunet_godc.commands import find_command
+from nnunet_godc.commands import find_command, run_command
 from nnunet_godc.errors import UserError
-from nnunet_godc.study.folder import JobFolder, is_done, job_folder, read_job, read_state, update_state
-from nnunet_godc.study.job_lock import is_held, job_lock
+from nnunet_godc.locks import is_held, locked
+from nnunet_godc.seeded_names import without_seed
+from nnunet_godc.study.folder import (
+    TRAINER_CODE,
+    JobFolder,
+    is_made,
+    job_folder,
+    read_job,
+    read_state,
+    read_trainers,
+    update_state,
+    write_json,
+)
 from nnunet_godc.study.jobs import Job
 from nnunet_godc.study.provenance import Record
+from nnunet_godc.study.trainers import Code, look_up
 
 WITH_PROBLEMS = 3  # exit status of an evaluation whose report is written, though cases could not be measured
-SECONDS_TO_END = 20.0  # that a command has after SIGTERM, before it is killed
 _STOPPING = (signal.SIGTERM, signal.SIGINT)
-_TIME_IS_UP = signal.SIGUSR2  # submitit's; who called `run_job` deals with it
+_TIME_IS_UP = signal.SIGUSR2  # submitit's, whose handler in this process has the job started again
+SECONDS_TO_HEAR = 5.0  # from it, where the command has heard before this process
 
 
 class _Stopped(BaseException):
@@ -53,12 +64,10 @@ def run_job(folder: Path, job_id: str) -> int:
     files = job_folder(folder, job_id)
     try:
         if is_held(files.lock):
-            print(
-                f"{job_id} is run by process {read_state(folder, job_id).pid} already, which is waited for", flush=True
-            )
-        with _signals_raise(), job_lock(files.lock) as own, contextlib.ExitStack() as held:
+            print(f"{job_id} is run by process {read_state(folder, job_id).pid} already: waiting for it", flush=True)
+        with _signals_raise(), locked(files.lock) as own, contextlib.ExitStack() as held:
             shared = _lock_place(folder, job, held)
-            if is_done(folder, job):
+            if job.lasts and is_made(job, read_state(folder, job_id)):
                 if read_state(folder, job_id).status != "done":
                     update_state(folder, job_id, status="done", note="was there before this study ran it")
                 return 0
@@ -69,19 +78,19 @@ def run_job(folder: Path, job_id: str) -> int:
 
 def _lock_place(folder: Path, job: Job, held: contextlib.ExitStack) -> list[int]:
     """Locks the place that the job writes to, where other studies may write, too; returns the lock's descriptor."""
-    if not job.lock or is_done(folder, job):
+    if not job.lock or is_made(job, read_state(folder, job.id)):
         return []
     path = Path(job.lock)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with contextlib.suppress(BlockingIOError):
-            return [held.enter_context(job_lock(path, wait=False))]
+            return [held.enter_context(locked(path, wait=False))]
         note = f"another study writes to {path.parent}, and is waited for"
         update_state(folder, job.id, pid=os.getpid(), group=None, host=socket.gethostname(), note=note)
         print(f"{job.id}: {note}", flush=True)
-        return [held.enter_context(job_lock(path))]
+        return [held.enter_context(locked(path))]
     except OSError as error:
-        # Mostly a place where nothing can be written, which the command meets, too, and tells.
+        # Mostly a place where nothing can be written, which the command meets, too, and reports.
         print(f"{job.id}: {path} cannot be locked ({error.strerror}); no other study may write there now", flush=True)
         return []
     except _Stopped:
@@ -91,45 +100,60 @@ def _lock_place(folder: Path, job: Job, held: contextlib.ExitStack) -> list[int]
 
 def _attempt(folder: Path, job: Job, files: JobFolder, locks: list[int]) -> int:
     attempts = read_state(folder, job.id).attempts + 1
-    beginning = time.time()
     update_state(
         folder,
         job.id,
         **{"status": "running", "pid": os.getpid(), "group": None, "host": socket.gethostname(), "note": ""},
-        **{"start": beginning, "end": None, "return_code": None, "attempts": attempts},
+        **{"start": time.time(), "end": None, "return_code": None, "attempts": attempts},
     )
+    heading = f"=== attempt {attempts}, {time.strftime('%Y-%m-%d %H:%M:%S')}"
     try:
         command = command_to_run(job)
-        record = Record.begin(job, command, files.provenance)
+        trainer = _note_trainer(folder, job) if job.kind == "train" and job.trainer else None
+        record = Record.begin(job, command, files.provenance, trainer)
     except (UserError, OSError) as error:
-        with files.log.open("a", encoding="utf-8") as log:
-            log.write(f"=== attempt {attempts}, {time.strftime('%Y-%m-%d %H:%M:%S')}: {error}\n")
+        _write_line(files.log, f"{heading}: {error}")
         update_state(folder, job.id, status="failed", end=time.time(), note=str(error))
         return 1
-    process: subprocess.Popen[bytes] | None = None
+    _write_line(files.log, f"{heading}: {' '.join(command)}")
     try:
-        with files.log.open("a", encoding="utf-8") as log:
-            log.write(f"=== attempt {attempts}, {time.strftime('%Y-%m-%d %H:%M:%S')}: {' '.join(command)}\n")
-            log.flush()
-            process = subprocess.Popen(
-                command,
-                env={**os.environ, **job.environment, "PYTHONUNBUFFERED": "1"},
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,  # a group of its own, so that whatever it starts ends with it
-                pass_fds=locks,  # held as long as one of them lives, should this process be killed
-            )
-        update_state(folder, job.id, group=process.pid)
-        code = process.wait()
+        code = run_command(
+            command,
+            log=files.log,
+            environment={**os.environ, **job.environment},
+            begun=lambda group: update_state(folder, job.id, group=group),
+            pass_fds=locks,  # held as long as one of them lives, should this process be killed
+        )
     except BaseException as error:
-        code = -signal.SIGTERM if process is None else _end(process)
         number = error.number if isinstance(error, _Stopped) else signal.SIGTERM
-        record.finish(code)
-        update_state(folder, job.id, status="interrupted", end=time.time(), return_code=code, note=_ended_by(number))
+        record.finish(-number)
+        update_state(folder, job.id, status="interrupted", end=time.time(), return_code=-number, note=_ended_by(number))
         raise
     record.finish(code)
     return _conclude(folder, job, code)
+
+
+def _note_trainer(folder: Path, job: Job) -> Code | None:
+    """The code that a training is run with, which is written beside its results.
+
+    Raises:
+        UserError: it is not what it was when the study was run.
+    """
+    trainer = without_seed(job.trainer)
+    expected = read_trainers(folder).get(trainer)
+    if expected is None:
+        return None
+    if not expected.is_untouched():
+        now = look_up([trainer]).code.get(trainer)
+        differences = expected.differences(now) if now else ["it is gone"]
+        if differences:
+            raise UserError(
+                f"{trainer} has changed since `study run` ({', '.join(differences[:3])}); run the study again, which "
+                f"says whether results would mix."
+            )
+    job.fold_folder.mkdir(parents=True, exist_ok=True)
+    write_json(job.fold_folder / TRAINER_CODE, expected.to_json())
+    return expected
 
 
 def _conclude(folder: Path, job: Job, code: int) -> int:
@@ -138,6 +162,8 @@ def _conclude(folder: Path, job: Job, code: int) -> int:
     if -code in (*_STOPPING, _TIME_IS_UP):
         # As when a cluster signals every process of a job, this one last.
         update_state(folder, job.id, status="interrupted", end=time.time(), return_code=code, note=_ended_by(-code))
+        if -code == _TIME_IS_UP:
+            time.sleep(SECONDS_TO_HEAR)
         return 128 - code
     if (code == 0 or (job.kind == "evaluate" and code == WITH_PROBLEMS)) and not missing:
         note = f"some cases could not be measured, see {job.expected[0]}" if code else ""
@@ -161,8 +187,7 @@ def command_to_run(job: Job) -> list[str]:
     Raises:
         UserError: the program is not installed.
     """
-    program, *arguments = job.command
-    command = [sys.executable if program == "python" else find_command(program), *arguments]
+    command = [find_command(job.command[0]), *job.command[1:]]
     for resume in job.resume:
         file = Path(resume.file)
         if not file.exists():
@@ -174,22 +199,9 @@ def command_to_run(job: Job) -> list[str]:
     return command
 
 
-def _end(process: subprocess.Popen[bytes]) -> int:
-    """Ends the command and everything that it started; returns its exit status."""
-    _signal_group(process.pid, signal.SIGTERM)
-    try:
-        process.wait(SECONDS_TO_END)
-    except subprocess.TimeoutExpired:
-        pass
-    finally:
-        # its worker processes too, which may have outlived it
-        _signal_group(process.pid, signal.SIGKILL)
-    return process.wait()
-
-
-def _signal_group(group: int, number: int) -> None:
-    with contextlib.suppress(ProcessLookupError, PermissionError):
-        os.killpg(group, number)
+def _write_line(log: Path, line: str) -> None:
+    with log.open("a", encoding="utf-8") as file:
+        file.write(f"{line}\n")
 
 
 def _ended_by(number: int) -> str:
@@ -214,8 +226,21 @@ def _signals_raise() -> Iterator[None]:
             signal.signal(number, handler)
 
 
+def _end_with_parent() -> None:
+    """Ends this process, as SIGTERM does, when the other end of its standard input is gone: its queue was killed."""
+
+    def wait() -> None:
+        while os.read(0, 1):
+            pass
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=wait, daemon=True).start()
+
+
 def main(arguments: list[str]) -> int:
-    folder, job_id = arguments
+    *watched, folder, job_id = arguments
+    if watched:
+        _end_with_parent()
     try:
         return run_job(Path(folder), job_id)
     except UserError as error:

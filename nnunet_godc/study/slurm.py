@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nnunet_godc.errors import UserError
-from nnunet_godc.study.folder import State, is_done, job_folder, read_job, read_state, update_state, write_state
+from nnunet_godc.study.definition import Slurm
+from nnunet_godc.study.folder import State, current_states, job_folder, read_job, read_state, update_state, write_state
 from nnunet_godc.study.jobs import Job, in_order
 from nnunet_godc.study.run_job import run_job
 
@@ -71,11 +72,11 @@ class SlurmExecutor:
     preempted, loses its node or reaches its time limit is requeued, and goes on from its checkpoint.
 
     Args:
-        options: the `slurm` block of the study, as `make_executor` describes it.
+        options: the `slurm` block of the study.
     """
 
-    def __init__(self, options: Mapping[str, Any]) -> None:
-        self._options = options
+    def __init__(self, options: Slurm | None = None) -> None:
+        self._options = options or Slurm()
 
     def run(self, folder: Path, jobs: Sequence[Job]) -> None:
         """Submits what is neither done nor in Slurm's queue already, and releases what an earlier run left on hold.
@@ -88,7 +89,8 @@ class SlurmExecutor:
             # A run that was killed, or which Slurm no longer answered, leaves its jobs on hold.
             told = _ask_slurm(submitted.values())
             _release([slurm_id for slurm_id, answer in told.items() if answer == ("PENDING", HELD)])
-        missing = [job for job in in_order(jobs) if job.id not in submitted and not is_done(folder, job)]
+        states = current_states(folder, jobs)
+        missing = [job for job in in_order(jobs) if job.id not in submitted and states[job.id].status != "done"]
         open_jobs = {job.id for job in missing} | submitted.keys()
         needed = {job.id: frozenset(open_jobs.intersection(job.depends_on)) for job in missing}
         for array in _arrays(missing, needed, _largest_array() if missing else 1):
@@ -96,8 +98,9 @@ class SlurmExecutor:
             with _signals_wait():
                 ids = self._submit(folder, array, sorted(submitted[name] for name in needed[array[0].id]))
             submitted |= ids
-            for name, slurm_id in ids.items():
-                print(f"submitted {name} as Slurm's job {slurm_id}", flush=True)
+            first, last = array[0].id, ids[array[-1].id]
+            more = f" and {len(array) - 1} more, up to {last}" if len(array) > 1 else ""
+            print(f"submitted {first} as Slurm's job {ids[first]}{more}", flush=True)
 
     def cancel(self, folder: Path, jobs: Sequence[Job]) -> None:
         """Cancels what waits or runs in Slurm, and waits until it has ended.
@@ -105,8 +108,7 @@ class SlurmExecutor:
         Raises:
             UserError: Slurm does not answer, or jobs do not end.
         """
-        submitted = self._refresh(folder, jobs)
-        if not submitted:
+        if not (submitted := self._refresh(folder, jobs)):
             return
         # Those that wait go first, or they might start meanwhile.
         _slurm("scancel", "--state=PENDING", *submitted.values())
@@ -165,7 +167,8 @@ class SlurmExecutor:
             ) from None
         folder = folder.absolute()
         executor = submitit.SlurmExecutor(
-            folder / "slurm", max_num_timeout=self._options.get("requeues", DEFAULT_REQUEUES)
+            folder / "slurm",
+            max_num_timeout=DEFAULT_REQUEUES if self._options.requeues is None else self._options.requeues,
         )
         executor.update_parameters(**self._parameters(folder, array, after))
         try:
@@ -191,14 +194,10 @@ class SlurmExecutor:
             "cpus_per_task": resources.cpus,
             # Since Slurm 22.05 a step has one core unless it asks for them once more.
             "srun_args": [f"--cpus-per-task={resources.cpus}"],
-            "array_parallelism": options.get("parallel") or len(array),
+            "array_parallelism": options.parallel or len(array),
             "stderr_to_stdout": True,
             "wckey": None,  # submitit's default is refused where these are enforced
-            **{
-                name: options[name]
-                for name in ("partition", "account", "qos", "constraint", "setup")
-                if name in options
-            },
+            **options.model_dump(exclude_unset=True, include={"partition", "account", "qos", "constraint", "setup"}),
         }
         if resources.gpus:
             parameters["gpus_per_node"] = resources.gpus
@@ -211,8 +210,8 @@ class SlurmExecutor:
             "requeue": True,
             "kill-on-invalid-dep": "yes",
             **({} if resources.minutes else {"time": self._longest_time()}),
-            **({"reservation": options["reservation"]} if "reservation" in options else {}),
-            **options.get("extra", {}),
+            **({"reservation": options.reservation} if options.reservation else {}),
+            **options.extra,
         }
         return parameters
 
@@ -222,7 +221,7 @@ class SlurmExecutor:
         Raises:
             UserError: the study names no partition of this cluster, or none where the cluster has no default.
         """
-        partition = self._options.get("partition")
+        partition = self._options.partition
         asked = [f"--partition={partition}"] if partition else []
         for line in _slurm("sinfo", "--noheader", "--format=%P %l", *asked).splitlines():
             name, limit = line.split()

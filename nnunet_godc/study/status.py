@@ -15,11 +15,10 @@ from rich.table import Table
 from rich.text import Text
 
 from nnunet_godc.commands import duration
-from nnunet_godc.study.executors import refresh_jobs
-from nnunet_godc.study.folder import State, is_done, read_state
+from nnunet_godc.study.folder import State, current_states, read_study_folder
 from nnunet_godc.study.jobs import Job
-from nnunet_godc.study.progress import Progress, read_progress
-from nnunet_godc.study.run import read_study_folder
+from nnunet_godc.study.run import refresh_jobs
+from nnunet_godc.training_log import Progress, read_progress
 
 SECONDS_BETWEEN_LOOKS = 2.0
 _COLOURS = {
@@ -56,7 +55,8 @@ def job_statuses(folder: Path) -> list[JobStatus]:
     """
     _, jobs = read_study_folder(folder)
     refresh_jobs(folder, jobs)
-    return [JobStatus(job, _state(folder, job), _progress(job)) for job in jobs]
+    states = current_states(folder, jobs)
+    return [JobStatus(job, states[job.id], _progress(job)) for job in jobs]
 
 
 def show_status(folder: Path, *, live: bool) -> None:
@@ -117,17 +117,8 @@ def _rows(console: Console) -> int:
     return (console.height - 6) // (1 if console.width > 160 else 2)
 
 
-def _state(folder: Path, job: Job) -> State:
-    state = read_state(folder, job.id)
-    if state.status in ("running", "queued") or (done := is_done(folder, job)) == (state.status == "done"):
-        return state
-    if done:  # by another study, by hand, or by a command that has outlived its watcher
-        return State(status="done")
-    return State(note="is to be made again: it is gone, or what it was made from has changed")
-
-
 def _progress(job: Job) -> Progress | None:
-    return read_progress(Path(job.expected[0]).parent) if job.kind == "train" else None
+    return read_progress(job.fold_folder) if job.kind == "train" else None
 
 
 def _figures(entry: JobStatus) -> tuple[str, str, str, str]:
@@ -141,7 +132,7 @@ def _figures(entry: JobStatus) -> tuple[str, str, str, str]:
     return (
         f"{progress.epochs}/{progress.of}",
         "" if progress.loss is None else f"{progress.loss:.4f}",
-        "" if progress.pseudo_dice is None else f"{progress.pseudo_dice:.4f}",
+        "" if progress.mean_dice is None else f"{progress.mean_dice:.4f}",
         left,
     )
 

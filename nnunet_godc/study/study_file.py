@@ -1,26 +1,29 @@
-"""Reading a study file, with errors that point at its lines."""
+"""Reading a study file. All of its mistakes are reported at once, each with its line and column."""
 
 from __future__ import annotations
 
-import json
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import re
+from collections.abc import Callable, Iterable, Iterator
 from importlib import resources
-from itertools import product
 from pathlib import Path
+from typing import Any, get_args
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from nnunet_godc.errors import UserError
 from nnunet_godc.spelling import nearest_name
-from nnunet_godc.study.contradictions import contradictions
-from nnunet_godc.study.definition import PLANNERS, Definition, Study
-from nnunet_godc.study.problems import Problem, invalid_value
+from nnunet_godc.study.checks import OF_DEFINITION, Problem, data_problems, dataset_problem, moved
+from nnunet_godc.study.definition import Block, Definition, Study
 from nnunet_godc.study.yaml_positions import Document, YamlError, read_yaml
 
 SHIPPED = resources.files("nnunet_godc.study") / "files"
 FOLDERS = ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")
 AS_TEXT = frozenset({"environment"})  # `off` and `007` reach a job's environment as they are written
+# In place of what a study cannot be without, so that the rest of its file can be checked.
+_PLACEHOLDERS: dict[str, Any] = {"datasets": [0], "trainers": ["nnUNetTrainer"]}
+
+Check = Callable[[Definition], Iterable[Problem]]
 
 
 def shipped_studies() -> list[str]:
@@ -44,75 +47,64 @@ def find_study_file(name: str) -> Path:
     raise UserError(f"there is no study file {name}, and no shipped study of that name; {hint}")
 
 
-def read_definition(path: Path) -> tuple[Definition, Document]:
-    """What a study file says, and where.
+def find_study_folder(name: str) -> Path:
+    """The folder of a study, named as `study run` takes it (a file, a shipped name), or by its path.
+
+    Raises:
+        UserError: there is no such folder, file or shipped study.
+    """
+    path = Path(name)
+    if path.is_dir() or (not path.is_file() and os.sep in name):
+        return path.absolute()
+    file = find_study_file(name)
+    values = read_document(file).values
+    return Path(str(values.get("name") or file.stem)).absolute()
+
+
+def read_definition(path: Path) -> Definition:
+    """What a study file says, by itself.
 
     Raises:
         UserError: with one line for each problem, which begins with its place.
     """
-    try:
-        document = read_yaml(path.read_text(encoding="utf-8"), as_text=AS_TEXT)
-    except UnicodeDecodeError:
-        raise UserError(f"{path} is not UTF-8 text; give a study file in YAML.") from None
-    except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror}.") from None
-    except YamlError as error:
-        raise UserError(f"{path}, {error.place}: {error}; correct the YAML there.") from None
-    if not isinstance(document.values, dict):
-        raise UserError(f"{path}, {document.place(())}: a study file is a mapping that begins like `datasets: [501]`.")
-    if document.duplicates:
-        lines = [
-            f"{path}, {place}: {location[-1]!r} stands twice; keep one." for location, place in document.duplicates
-        ]
-        raise UserError("\n".join(lines))
-    try:
-        definition = Definition.model_validate(document.values)
-    except ValidationError as error:
-        found = [invalid_value(details, document) for details in error.errors()]
-        # one for each type that a value might have had
-        _refuse(path, document, {problem.location: problem for problem in reversed(found)}.values())
-    _refuse(path, document, list(contradictions(definition)))
-    return definition, document
+    reading = _Reading(path)
+    reading.refuse()
+    return reading.definition
 
 
-def read_study(path: Path, check_classes: Callable[[Definition], list[Problem]] | None = None) -> Study:
+def read_study(path: Path, check: Check = lambda definition: ()) -> Study:
     """The study in a file, with the folders that nnU-Net has here and the names of its datasets.
 
     Args:
         path: of the file.
-        check_classes: tells which trainers and planners nnU-Net does not find.
+        check: further problems, such as trainers that nnU-Net does not find.
 
     Raises:
         UserError: nnU-Net's folders are not set, or with one line for each problem of the file.
     """
-    definition, document = read_definition(path)
+    reading = _Reading(path)
     folders = nnunet_folders()
+    definition = reading.definition
+    known = sorted({name for folder in folders for name in _datasets_in(folder)})
     datasets: list[str] = []
-    problems: list[Problem] = []
     for index, dataset in enumerate(definition.datasets):
-        found = sorted({name for folder in folders for name in _datasets_in(folder) if _is_called(name, dataset)})
-        if len(found) == 1 and (others := sorted(_of_same_number(found[0], folders))):
-            sentence = f"{found[0]} and {others[0]} have one number, which is all that nnU-Net's planning goes by; "
-            problems.append(Problem(("datasets", index), f"{sentence}rename one of them."))
-        elif len(found) == 1:
-            datasets.append(found[0])
+        if dataset == 0 and "datasets" in reading.broken:
+            continue
+        found = [name for name in known if _is_called(name, dataset)]
+        if problem := dataset_problem(dataset, found, known, folders):
+            reading.add([Problem(("datasets", index), problem)])
+        elif found[0] in datasets:
+            reading.add([Problem(("datasets", index), "a dataset is listed twice; keep one.")])
         else:
-            problems.append(Problem(("datasets", index), _dataset_problem(dataset, found, folders)))
-    if len(set(datasets)) < len(datasets):
-        problems.append(Problem(("datasets",), "a dataset is listed twice; keep one."))
-    if check_classes is not None:
-        problems += check_classes(definition)
+            datasets.append(found[0])
+    raw, preprocessed, results = map(str, folders)
+    name = definition.name or path.stem
     study = Study(
-        name=definition.name or path.stem,
-        datasets=datasets,
-        raw=str(folders[0]),
-        preprocessed=str(folders[1]),
-        results=str(folders[2]),
-        definition=definition,
+        name=name, datasets=datasets, raw=raw, preprocessed=preprocessed, results=results, definition=definition
     )
-    problems += _plans_problems(study)
-    problems += _images_problems(study)
-    _refuse(path, document, problems)
+    reading.add(data_problems(study))
+    reading.add(check(definition))
+    reading.refuse()
     return study
 
 
@@ -129,48 +121,144 @@ def nnunet_folders() -> tuple[Path, Path, Path]:
     return raw, preprocessed, results
 
 
-def _refuse(path: Path, document: Document, problems: Iterable[Problem]) -> None:
-    placed = sorted(
-        ((document.place(problem.location, of_key=problem.of_key), problem.sentence) for problem in problems),
-        key=lambda entry: (entry[0].line, entry[0].column),
-    )
-    if placed:
-        raise UserError("\n".join(f"{path}, {place}: {sentence}" for place, sentence in placed))
+def read_document(path: Path) -> Document:
+    """The YAML in a file.
+
+    Raises:
+        UserError: it cannot be read, or is no mapping.
+    """
+    try:
+        document = read_yaml(path.read_text(encoding="utf-8"), as_text=AS_TEXT)
+    except UnicodeDecodeError:
+        raise UserError(f"{path} is not UTF-8 text; give a study file in YAML.") from None
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}.") from None
+    except YamlError as error:
+        raise UserError(f"{path}, {error.place}: {error}; correct the YAML there.") from None
+    if not isinstance(document.values, dict):
+        raise UserError(f"{path}, {document.place(())}: a study file is a mapping that begins like `datasets: [501]`.")
+    return document
 
 
-def _plans_problems(study: Study) -> Iterator[Problem]:
-    """Plans that nobody makes and are not there, and those that are there and were made in another way."""
-    for (index, plans), dataset in product(enumerate(study.definition.plans), study.datasets):
-        file = study.plans_file(dataset, plans.name)
-        if plans.variation_of is not None:
-            continue
-        if file.is_file() and plans.planner is not None:
-            made_by = json.loads(file.read_text()).get("experiment_planner_used")
-            if made_by not in (None, plans.planner):
-                sentence = (
-                    f"{dataset} has plans {plans.name} already, which {made_by} has made; give these another name."
-                )
-                yield Problem(("plans", index, "name"), sentence)
-        elif not file.is_file() and plans.planner_class is None:
-            near = nearest_name(plans.name, PLANNERS)
-            hint = f"did you mean {near}?" if near else "say which `planner` makes them."
-            yield Problem(("plans", index), f"{dataset} has no plans {plans.name} yet; {hint}")
+class _Reading:
+    """A study file with what is wrong with it so far.
+
+    What is invalid by itself is left out, so that the rest can be checked, too.
+
+    Attributes:
+        definition: what the file says, without what is invalid.
+        broken: top-level keys of which something was left out.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.document = read_document(path)
+        self.broken: set[str] = set()
+        self._kept: dict[str, list[int]] = {}  # of lists: the entries that are valid
+        self._problems = [
+            Problem(location, f"{location[-1]!r} stands twice; keep one.", of_key=True)
+            for location in self.document.duplicates
+        ]
+        self.definition = self._valid_part(dict(self.document.values))
+        for compared, check in OF_DEFINITION:
+            if self.broken.isdisjoint(compared):
+                self.add(check(self.definition))
+
+    def add(self, problems: Iterable[Problem]) -> None:
+        self._problems += [moved(problem, self._kept) for problem in problems]
+
+    def refuse(self) -> None:
+        """Raises:
+        UserError: there are problems.
+        """
+        placed = sorted(
+            (self.document.place(problem.location, of_key=problem.of_key), problem.sentence)
+            for problem in self._problems
+        )
+        if placed:
+            raise UserError("\n".join(f"{self.path}, {place}: {sentence}" for place, sentence in dict.fromkeys(placed)))
+
+    def _valid_part(self, values: dict[str, Any]) -> Definition:
+        try:
+            return Definition.model_validate(values)
+        except ValidationError as error:
+            details = error.errors()
+        # one for each type that a value might have had
+        found = {problem.location: problem for problem in (_invalid(entry, self.document) for entry in details[::-1])}
+        self._problems += found.values()
+        entries: dict[str, set[int]] = {}
+        for entry in details:
+            key, *rest = entry["loc"]
+            key = str(key)
+            self.broken.add(key)
+            if isinstance(values.get(key), list) and rest and isinstance(rest[0], int):
+                entries.setdefault(key, set()).add(rest[0])
+            else:
+                values.pop(key, None)
+        for key, invalid in entries.items():
+            if key in values:
+                self._kept[key] = [index for index in range(len(values[key])) if index not in invalid]
+                values[key] = [values[key][index] for index in self._kept[key]]
+        for key in self.broken & values.keys():
+            if not values[key]:
+                del values[key]
+        return Definition.model_validate(_PLACEHOLDERS | values)
 
 
-def _images_problems(study: Study) -> Iterator[Problem]:
-    """Folders of images to predict, or of their references, that are not there."""
-    predict = study.definition.predict
-    if predict is None:
-        return
-    for key, name in (("images", predict.images), ("references", predict.references)):
-        missing = [Path(study.raw, dataset, name) for dataset in study.datasets] if name is not None else []
-        for folder in [folder for folder in missing if not folder.is_dir()][:1]:
-            remedy = "create it, or give a path from the dataset's raw folder or an absolute one."
-            yield Problem(("predict", key), f"there is no folder {folder}; {remedy}")
+def _invalid(details: Any, document: Document) -> Problem:
+    """The problem that pydantic has with a value: an entry of `ValidationError.errors()`."""
+    kind, location, value = details["type"], tuple(details["loc"]), details["input"]
+    if kind == "extra_forbidden":
+        block = _block_at(location[:-1])
+        known = [field.alias or name for name, field in block.model_fields.items()]
+        near = nearest_name(str(location[-1]), known)
+        hint = f"did you mean {near!r}?" if near else f"known here: {', '.join(known)}."
+        return Problem(location, f"{location[-1]!r} is unknown; {hint}", of_key=True)
+    if kind == "missing":
+        return Problem(location, f"{location[-1]!r} is missing; add it.")
+    # a value that may be of several types has an entry for each, which ends in the type's name
+    while location and location not in document.places:
+        location = location[:-1]
+    name = next((str(part) for part in reversed(location) if isinstance(part, str)), "this")
+    limits = details.get("ctx", {})
+    shown = "a block" if isinstance(value, dict) else "nothing" if value is None else repr(value)
+    if kind == "literal_error":
+        choices = re.findall(r"'([^']*)'", limits["expected"])
+        near = nearest_name(str(value), choices)
+        wanted = f"{name} is one of {', '.join(choices)}"
+        return Problem(location, f"{value!r}: {wanted}; did you mean {near}?" if near else f"{wanted}, not {value!r}.")
+    needed = {
+        "list_type": f"needs a list, such as [{value}]",
+        "dict_type": "needs a block of keys and values",
+        "model_type": "needs a block of keys and values",
+        "model_attributes_type": "needs a block of keys and values",
+        "int_type": "needs a whole number",
+        "float_type": "needs a number",
+        "bool_type": "needs true or false",
+        "string_type": "needs text",
+        "too_short": "needs at least one entry",
+        "greater_than": f"needs more than {limits.get('gt', 0):g}",
+        "greater_than_equal": f"needs at least {limits.get('ge', 0):g}",
+        "less_than": f"needs less than {limits.get('lt', 0):,}",
+        "string_pattern_mismatch": "may hold letters, digits, and . _ - only",
+    }.get(kind)
+    return Problem(location, f"{name} {needed}, not {shown}." if needed else f"{details['msg']}, not {shown}.")
 
 
-def _of_same_number(name: str, folders: Sequence[Path]) -> set[str]:
-    return {other for folder in folders for other in _datasets_in(folder) if other[:10] == name[:10]} - {name}
+def _block_at(location: tuple[str | int, ...]) -> type[Block]:
+    """The class of the block that a location lies in."""
+    block: type[Block] = Definition
+    for part in location:
+        if isinstance(part, str) and part in block.model_fields:
+            block = next(_classes_in(block.model_fields[part].annotation), block)
+    return block
+
+
+def _classes_in(annotation: Any) -> Iterator[type[Block]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation  # type: ignore[misc]
+    for inner in get_args(annotation):
+        yield from _classes_in(inner)
 
 
 def _datasets_in(folder: Path) -> list[str]:
@@ -179,13 +267,3 @@ def _datasets_in(folder: Path) -> list[str]:
 
 def _is_called(name: str, wanted: int | str) -> bool:
     return name == wanted if isinstance(wanted, str) and not wanted.isdigit() else int(name[7:10]) == int(wanted)
-
-
-def _dataset_problem(wanted: int | str, found: list[str], folders: tuple[Path, Path, Path]) -> str:
-    if found:
-        names = ", ".join(found)
-        return f"dataset {wanted} is ambiguous: there are {names}, and nnU-Net goes by the number; rename all but one."
-    known = sorted({name for folder in folders for name in _datasets_in(folder)})
-    near = nearest_name(str(wanted), known) if isinstance(wanted, str) else None
-    hint = f"did you mean {near}?" if near else "convert it first, for example with `nnunet-godc convert`."
-    return f"there is no dataset {wanted} in {folders[0]} or {folders[1]}; {hint}"

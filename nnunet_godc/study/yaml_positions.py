@@ -9,8 +9,9 @@ what YAML 1.2 says: `off` and `12:30` are text here, where PyYAML by itself read
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import yaml
 
@@ -18,8 +19,7 @@ Location = tuple[str | int, ...]
 """Where a value stands in the document: keys and list indices from the root, as pydantic has them."""
 
 
-@dataclass(frozen=True)
-class Place:
+class Place(NamedTuple):
     """Line and column, counted from 1."""
 
     line: int
@@ -43,7 +43,7 @@ class Document:
     values: Any
     keys: dict[Location, Place] = field(default_factory=dict)
     places: dict[Location, Place] = field(default_factory=dict)
-    duplicates: list[tuple[Location, Place]] = field(default_factory=list)
+    duplicates: list[Location] = field(default_factory=list)
 
     def place(self, location: Location, *, of_key: bool = False) -> Place:
         """The place of a value, or of the nearest thing around it that stands in the file."""
@@ -83,6 +83,14 @@ for _tag, _pattern, _first in (
     )
 
 
+_SCALARS: dict[str, Callable[[str], Any]] = {
+    "null": lambda text: None,
+    "bool": lambda text: text.lower() == "true",
+    "int": int,
+    "float": float,
+}
+
+
 def read_yaml(text: str, *, as_text: frozenset[str] = frozenset()) -> Document:
     """The document in `text`.
 
@@ -115,7 +123,7 @@ def _value(node: yaml.Node, location: Location, document: Document, as_text: fro
             key = str(key_node.value)
             inside = (*location, key)
             if key in values:
-                document.duplicates.append((inside, _place(key_node)))
+                document.duplicates.append(inside)
             document.keys[inside] = _place(key_node)
             values[key] = _value(value_node, inside, document, as_text)
         return values
@@ -123,21 +131,7 @@ def _value(node: yaml.Node, location: Location, document: Document, as_text: fro
         return [_value(item, (*location, index), document, as_text) for index, item in enumerate(node.value)]
     if location and location[0] in as_text:
         return node.value
-    return _scalar(node)
-
-
-def _scalar(node: yaml.ScalarNode) -> Any:
-    match node.tag.removeprefix("tag:yaml.org,2002:"):
-        case "null":
-            return None
-        case "bool":
-            return node.value.lower() == "true"
-        case "int":
-            return int(node.value)
-        case "float":
-            return float(node.value)
-        case _:
-            return node.value
+    return _SCALARS.get(node.tag.removeprefix("tag:yaml.org,2002:"), str)(node.value)
 
 
 def _place(node: yaml.Node) -> Place:

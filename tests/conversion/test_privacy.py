@@ -12,7 +12,7 @@ import numpy as np
 import pydicom
 import pytest
 
-from nnunet_godc.demo.commands import find_command
+from nnunet_godc.commands import find_command
 from tests.conversion.dicom_files import write_segmentation, write_series, write_structure_set
 from tests.dataset_conversion.layouts import Scan, make_scan, write_itk, write_nifti
 

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from nnunet_godc.demo.commands import find_command, nnunet_environment
+from nnunet_godc.commands import find_command, small_environment
 from tests.end_to_end.tiny_dataset import DATASET, PLANS, SPLITS, add_cascade, narrow, write_dataset
 
 SHOWN_ON_FAILURE = 6000  # characters: a traceback, and what led to it
@@ -47,7 +47,7 @@ class Workspace:
         return self.folder / "my_trainers"
 
     def environment(self, command: str, results: Path | None = None) -> dict[str, str]:
-        variables = nnunet_environment(self.raw, self.preprocessed, results or self.results)
+        variables = small_environment(self.raw, self.preprocessed, results or self.results)
         variables["nnUNet_extTrainer"] = str(self.users_trainers)
         if command in ("nnUNetv2_train", sys.executable):
             # The main process augments: a worker takes longer to start than these trainings take. The planner has no

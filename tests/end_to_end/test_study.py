@@ -123,6 +123,19 @@ def test_running_it_again_does_nothing(workspace: Any, folder: Path) -> None:
     assert "8 jobs, 8 done" in shown
 
 
+def test_a_trainer_that_has_changed_is_refused(workspace: Any, folder: Path) -> None:
+    module = workspace.users_trainers / "my_trainers.py"
+    run = ("nnunet-godc", "study", "run", workspace.folder / "tiny.yaml", "--out", folder)
+    before = module.read_text()
+    module.write_text(before.replace("epochs = 3", "epochs = 2"))
+    shown = workspace.run(*run, succeeds=False)
+    assert f"{TRAINER} has changed since it trained {FIRST} and 1 more (my_trainers.{TRAINER})" in shown
+    module.write_text(before + "\n\nclass nnUNetTrainerAnother(nnUNetTrainerGODC):\n    pass\n")
+    shown = workspace.run(*run)
+    assert "8 jobs, 8 done" in shown
+    module.write_text(before)
+
+
 def test_status_and_collect_tell_of_everything(workspace: Any, folder: Path) -> None:
     shown = workspace.run("nnunet-godc", "study", "status", folder, "--once")
     assert "8 done" in shown

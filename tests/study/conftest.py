@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
-import subprocess
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -15,6 +12,7 @@ import pytest
 from nnunet_godc.study.definition import Definition, Study
 from nnunet_godc.study.folder import write_jobs, write_json
 from nnunet_godc.study.planning import jobs_of
+from tests.study.workspace import Workspace, stand_ins_for
 
 DATASET = "Dataset901_Tiny"
 
@@ -82,21 +80,5 @@ def pretend(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str, s
 
 
 @pytest.fixture
-def read_only() -> Iterator[Callable[..., subprocess.CompletedProcess[str]]]:
-    """Runs Python with the given arguments where nothing in a folder may be written, as a colleague would."""
-    closed: dict[Path, int] = {}
-    # root may write everywhere by its capabilities, not by its name
-    as_others = ["setpriv", "--bounding-set=-all", "--inh-caps=-all"] if os.geteuid() == 0 else []
-    if as_others and not shutil.which("setpriv"):
-        pytest.skip("root may write everywhere, and there is no setpriv to prevent that")
-
-    def run(folder: Path, *arguments: str, timeout: float = 60) -> subprocess.CompletedProcess[str]:
-        for path in (folder, *folder.rglob("*")):
-            closed.setdefault(path, path.stat().st_mode)
-            path.chmod(path.stat().st_mode & ~0o222)
-        command = [*as_others, sys.executable, *arguments]
-        return subprocess.run(command, capture_output=True, text=True, timeout=timeout)
-
-    yield run
-    for path, mode in closed.items():
-        path.chmod(mode)
+def workspace(nnunet: Path, monkeypatch: pytest.MonkeyPatch) -> Workspace:
+    return stand_ins_for(nnunet, monkeypatch)

@@ -12,8 +12,11 @@ from pathlib import Path
 root, name, arguments = Path(sys.argv[1]), sys.argv[2], sys.argv[3:]
 with (root / "diary").open("a") as diary:
     print(name, *arguments, file=diary)
-while (root / "wait").exists() and name == "nnUNetv2_train":
+while (root / "wait").exists() and ((root / "wait").read_text() or "nnUNetv2_train") in " ".join([name, *arguments]):
     time.sleep(0.02)
+if (root / "edit").exists() and name == "nnUNetv2_train":
+    with open((root / "edit").read_text(), "a") as source:  # noqa: PTH123
+        source.write("\n# edited")
 if (root / "fail").exists() and (root / "fail").read_text() in " ".join([name, *arguments]):
     sys.exit("it went wrong")
 
@@ -22,8 +25,8 @@ options = dict(pairwise(arguments))
 if name == "nnUNetv2_plan_and_preprocess":
     preprocessed.mkdir(exist_ok=True)
     (preprocessed / "nnUNetPlans.json").write_text("{}")
-elif name == "python" and arguments[1].endswith("plan_variation"):
-    (preprocessed / f"{arguments[3]}.json").write_text("{}")
+elif name == "python" and arguments[2] == "vary":
+    (preprocessed / f"{arguments[4]}.json").write_text("{}")
 elif name == "python":
     (preprocessed / "gt_segmentations").mkdir(exist_ok=True)
 elif name == "nnUNetv2_train":

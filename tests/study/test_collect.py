@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -50,7 +49,7 @@ def train(study: Path, nnunet: Path) -> Callable[[str], None]:
         name = TRAINING.format(trainer)
         update_state(study, name, status="done")
         attempt = {
-            **{"seconds": 90.0, "energy_joules": 1.8e6, "gpus": ["NVIDIA H200"], "commit": "abc"},
+            **{"seconds": 90.0, "gpus": ["NVIDIA H200"], "commit": "abc"},
             "versions": {"nnunetv2": "2.8.1", "python": "3.11.7"},
         }
         write_json(job_folder(study, name).provenance, {"attempts": [attempt]})
@@ -88,7 +87,6 @@ def test_a_whole_study_says_what_made_it(study: Path, train: Callable[[str], Non
     assert "train.Dataset901" not in page
     for line in (
         "- trained for 3 min 0 s in 2 attempts",
-        "- energy of the GPUs: 1.000 kWh",
         "- GPU: NVIDIA H200",
         "- commit: abc",
         "- nnunetv2: 2.8.1",
@@ -104,15 +102,6 @@ def test_a_training_of_unknown_origin_is_named(study: Path, train: Callable[[str
     assert (
         f"there before this study, so that nothing is known of how it was made: {name}\n" in collect(study).read_text()
     )
-
-
-def test_energy_that_is_not_known_of_all_is_not_summed(study: Path, train: Callable[[str], None]) -> None:
-    train("nnUNetTrainer")
-    record = job_folder(study, TRAINING.format("nnUNetTrainer")).provenance
-    values = json.loads(record.read_text())
-    values["attempts"][0]["energy_joules"] = None
-    write_json(record, values)
-    assert "kWh" not in collect(study).read_text()
 
 
 def test_before_the_first_training_there_is_nothing_to_collect(study: Path) -> None:

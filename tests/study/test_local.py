@@ -8,15 +8,15 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from nnunet_godc.errors import UserError
-from nnunet_godc.study.folder import is_done, job_folder, read_job, read_state, update_state, write_jobs
+from nnunet_godc.study.folder import job_folder, read_job, read_state, update_state, write_jobs
 from nnunet_godc.study.jobs import Job, Resources, Resume
-from nnunet_godc.study.local import LocalExecutor, last_lines, visible_gpus
+from nnunet_godc.study.local import LocalExecutor, visible_gpus
 from tests.study.waiting import wait_until
 
 RUNNER = """
@@ -28,7 +28,7 @@ import signal
 signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(143))
 signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell makes its background jobs ignore
 folder = Path(sys.argv[1])
-LocalExecutor().run(folder, [read_job(folder, name) for name in sys.argv[2:]])
+LocalExecutor().queue(folder, [read_job(folder, name) for name in sys.argv[2:]]).work()
 """
 
 
@@ -39,6 +39,7 @@ class Study:
         self.folder = folder
         self.jobs: list[Job] = []
         self.diary = folder / "diary"
+        (folder / "study.json").touch()
 
     def add(self, name: str, script: str = "", *, after: tuple[str, ...] = (), **fields: Any) -> Job:
         script = f"import os, sys, time\nopen({str(self.diary)!r}, 'a').write('{name}\\n')\n{script}"
@@ -48,7 +49,7 @@ class Study:
         return job
 
     def run(self, slots: int = 1) -> None:
-        LocalExecutor(slots).run(self.folder, self.jobs)
+        LocalExecutor(slots).queue(self.folder, self.jobs).work()
 
     def start(self) -> subprocess.Popen[str]:
         command = [sys.executable, "-c", RUNNER, str(self.folder), *(job.id for job in self.jobs)]
@@ -142,12 +143,6 @@ def test_a_killed_training_goes_on_from_its_checkpoint(study: Study) -> None:
     assert attempts[1]["command"][-1] == "--c"
 
 
-def test_only_the_end_of_a_long_log_is_shown(tmp_path: Path) -> None:
-    log = tmp_path / "log.txt"
-    log.write_text("\n".join(map(str, range(1000))))
-    assert last_lines(log) == [str(number) for number in range(980, 1000)]
-
-
 class TestRoom:
     """How many jobs run at once."""
 
@@ -200,88 +195,36 @@ class TestRoom:
         study.run()
         assert study.statuses == {"a": "done"}
 
-    def test_gpus_that_are_not_there_are_told_before_anything_runs(self, study: Study) -> None:
-        study.add("plan")
-        study.add("train", resources=Resources(gpus=1))
-        with pytest.raises(UserError, match=r"train needs 1 GPU\(s\) and this machine offers 0"):
-            study.run()
-        assert study.ran == []
-
-    @pytest.mark.parametrize(("variable", "gpus"), [("", []), ("-1", []), ("1, GPU-ab", ["1", "GPU-ab"])])
-    def test_the_variable_of_cuda_counts(self, monkeypatch: pytest.MonkeyPatch, variable: str, gpus: list[str]) -> None:
-        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", variable)
+    @pytest.mark.parametrize(
+        ("variable", "gpus"),
+        [
+            ("", {}),
+            ("-1", {}),
+            ("1, GPU-ab", {"1": "NVIDIA H100 PCIe", "GPU-ab": "NVIDIA A40"}),
+            ("7", {"7": "unknown"}),
+            (None, {"0": "NVIDIA A40", "1": "NVIDIA H100 PCIe"}),
+        ],
+    )
+    def test_the_variable_of_cuda_counts(
+        self,
+        monkeypatch: pytest.MonkeyPatch,
+        pretend: Callable[[str, str], None],
+        variable: str | None,
+        gpus: dict[str, str],
+    ) -> None:
+        pretend(
+            "nvidia-smi",
+            "echo 'GPU 0: NVIDIA A40 (UUID: GPU-ab12-3)'; echo 'GPU 1: NVIDIA H100 PCIe (UUID: GPU-cd34-5)'",
+        )
+        monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+        if variable is not None:
+            monkeypatch.setenv("CUDA_VISIBLE_DEVICES", variable)
         assert visible_gpus() == gpus
 
-
-class TestOutlivedQueue:
-    """A queue that is killed leaves its jobs running; the next one leaves them what they have."""
-
-    @pytest.fixture
-    def outlived(self, study: Study, monkeypatch: pytest.MonkeyPatch) -> Study:
-        """A study whose first job runs on the second of two GPUs until there is a `gate`, without its queue."""
-        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,7")
-        shows = f"gpu = os.environ['CUDA_VISIBLE_DEVICES']; open({str(study.diary)!r}, 'a').write(f'on {{gpu}}\\n')\n"
-        gate = str(study.folder / "gate")
-        waits = f"while not os.path.exists({gate!r}): time.sleep(0.02)\n"
-        study.add("first", resources=Resources(gpus=1))
-        study.add("second", shows + waits, resources=Resources(gpus=1))
-        study.add("third", after=("first",), resources=Resources(gpus=1))
-        with study.start() as runner:
-            wait_until(lambda: "on 7" in study.ran and "third" in study.ran and study.statuses["third"] == "done")
-            runner.kill()
-        return study
-
-    def test_its_gpu_stays_its_own(self, outlived: Study) -> None:
-        gate = outlived.folder / "gate"
-        shows = f"open({str(outlived.folder)!r} + '/gpu', 'a').write(os.environ['CUDA_VISIBLE_DEVICES'])\n"
-        outlived.add("new", shows, resources=Resources(gpus=1))
-        outlived.add("newer", shows, resources=Resources(gpus=1))
-        outlived.add("two", shows, resources=Resources(gpus=2))
-        with outlived.start() as runner:
-            wait_until(lambda: outlived.statuses["newer"] == "done")
-            assert outlived.statuses == {
-                **{"first": "done", "second": "running", "third": "done"},
-                **{"new": "done", "newer": "done", "two": "pending"},
-            }
-            assert (outlived.folder / "gpu").read_text() == "44"
-            gate.touch()
-            assert runner.wait() == 0
-        assert sorted((outlived.folder / "gpu").read_text().removeprefix("44").split(",")) == ["4", "7"]
-        assert outlived.ran.count("second") == 1
-
-    def test_its_failure_is_told_and_it_is_not_tried_again_at_once(self, outlived: Study) -> None:
-        outlived.add("needs it", after=("second",))
-        with outlived.start() as runner:
-            assert runner.stdout is not None
-            assert runner.stdout.readline() == "goes on   second on GPU 7, which an earlier run began\n"
-            group = read_state(outlived.folder, "second").group
-            assert group is not None
-            os.killpg(group, signal.SIGKILL)
-            shown, _ = runner.communicate()
-        assert "FAILED    second" in shown
-        assert outlived.statuses["needs it"] == "not run"
-        assert outlived.ran.count("second") == 1
-
-    def test_one_whose_end_nobody_told_runs_again(self, outlived: Study) -> None:
-        outlived.add("new", resources=Resources(gpus=1))
-        with outlived.start() as runner:
-            wait_until(lambda: outlived.statuses["new"] == "done")
-            state = read_state(outlived.folder, "second")
-            assert state.pid is not None
-            assert state.group is not None
-            os.kill(state.pid, signal.SIGKILL)
-            (outlived.folder / "gate").touch()
-            assert runner.wait() == 0
-        assert outlived.ran.count("second") == 2
-        assert outlived.statuses["second"] == "done"
-
-    def test_the_end_of_the_next_queue_ends_it_too(self, outlived: Study) -> None:
-        outlived.add("new", resources=Resources(gpus=1))
-        with outlived.start() as runner:
-            wait_until(lambda: outlived.statuses["new"] == "done")
-            runner.send_signal(signal.SIGTERM)
-            assert runner.wait() != 0
-        wait_until(lambda: outlived.statuses["second"] == "interrupted")
+    def test_without_a_driver_there_are_none(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+        monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+        monkeypatch.setenv("PATH", str(tmp_path))
+        assert visible_gpus() == {}
 
 
 class TestInterruption:
@@ -297,7 +240,7 @@ class TestInterruption:
         study.add("third", after=("second",))
         return gate
 
-    @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+    @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
     def test_a_signal_ends_the_running_job(self, study: Study, gate: Path, number: signal.Signals) -> None:
         with study.start() as runner:
             wait_until(lambda: study.ran == ["first", "second"])
@@ -312,36 +255,47 @@ class TestInterruption:
         study.run()
         assert study.ran == ["first", "second", "second", "third"]
 
-    def test_a_killed_queue_leaves_its_job_running_and_the_next_one_waits_for_it(
-        self, study: Study, gate: Path
-    ) -> None:
+    def test_a_killed_queue_takes_its_jobs_with_it(self, study: Study, gate: Path) -> None:
         with study.start() as runner:
             wait_until(lambda: study.ran == ["first", "second"])
+            runner.kill()
+        wait_until(lambda: study.statuses["second"] == "interrupted")
+        gate.touch()
+        study.run()
+        assert study.ran == ["first", "second", "second", "third"]
+
+    def test_what_its_watcher_has_left_behind_is_waited_for(self, study: Study, gate: Path) -> None:
+        with study.start() as runner:
+            wait_until(lambda: study.ran == ["first", "second"])
+            watcher = read_state(study.folder, "second").pid
+            assert watcher is not None
+            os.kill(watcher, signal.SIGKILL)
             runner.kill()
         LocalExecutor().refresh(study.folder, study.jobs)
         assert study.statuses["second"] == "running"
         with study.start() as runner:
             time.sleep(0.5)
+            assert study.ran == ["first", "second"]
             gate.touch()
             assert runner.wait() == 0
-        assert study.ran == ["first", "second", "third"]
+        assert study.ran == ["first", "second", "second", "third"]
 
     def test_cancelling_ends_a_job_that_nobody_watches_any_more(self, study: Study, gate: Path) -> None:
         with study.start() as runner:
             wait_until(lambda: study.ran == ["first", "second"])
             watcher = read_state(study.folder, "second").pid
+            assert watcher is not None
+            os.kill(watcher, signal.SIGKILL)
             runner.kill()
-        assert watcher is not None
-        os.kill(watcher, signal.SIGKILL)
         LocalExecutor().cancel(study.folder, study.jobs)
         state = read_state(study.folder, "second")
         assert (state.status, state.note) == ("interrupted", "its process is gone")
 
     def test_nothing_runs_and_nothing_is_cancelled(self, study: Study) -> None:
-        job = study.add("plan")
+        study.add("plan")
         study.run()
         LocalExecutor().cancel(study.folder, study.jobs)
-        assert is_done(study.folder, job)
+        assert study.statuses == {"plan": "done"}
 
     def test_a_job_of_another_machine_is_left_as_it_is(self, study: Study) -> None:
         study.add("plan")

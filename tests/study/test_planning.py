@@ -55,6 +55,15 @@ def test_a_training_is_nnunets_own_command() -> None:
         (f"{fold}/checkpoint_best.pth", ("--c",)),
     ]
     assert training.environment["nnUNet_results"] == "/results"
+    about = ("dataset", "plans", "configuration", "trainer", "fold", "seed")
+    assert [getattr(training, name) for name in about] == [
+        DATASET,
+        "nnUNetPlans",
+        "3d_fullres",
+        "nnUNetTrainer",
+        "0",
+        None,
+    ]
 
 
 def test_jobs_that_write_to_the_same_folder_of_nnunet_share_a_lock() -> None:
@@ -190,13 +199,32 @@ class TestResources:
         found = jobs(resources={"device": "cpu"})
         assert {job.resources.gpus for job in found.values()} == {0}
 
-    def test_worker_processes_follow_from_the_cpus_unless_they_are_set(self) -> None:
-        training = "train.nnUNetTrainer.nnUNetPlans.3d_fullres.fold0"
-        assert jobs(resources={"cpus": 3})[training].environment["nnUNet_n_proc_DA"] == "3"
-        environment = {"nnUNet_n_proc_DA": "0"}
-        found = jobs(environment=environment)
-        assert found[training].environment["nnUNet_n_proc_DA"] == "0"
-        assert "nnUNet_n_proc_DA" not in found["plan.nnUNetPlans"].environment
+    def test_worker_processes_are_those_of_the_file_or_of_the_shell_or_as_many_as_there_are_cores(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def workers(**keys: object) -> tuple[str, ...]:
+            found = jobs(**keys)["train.nnUNetTrainer.nnUNetPlans.3d_fullres.fold0"].environment
+            return found["nnUNet_n_proc_DA"], found["nnUNet_def_n_proc"]
+
+        monkeypatch.setattr("nnunet_godc.study.definition.available_cores", lambda: 12)
+        for name in ("nnUNet_n_proc_DA", "nnUNet_def_n_proc"):
+            monkeypatch.delenv(name, raising=False)
+        assert workers() == ("12", "8")
+        assert workers(resources={"executor": "slurm"}) == ("8", "8")
+        assert workers(resources={"cpus": 3}) == ("3", "3")
+        monkeypatch.setenv("nnUNet_n_proc_DA", "6")
+        assert workers() == ("6", "8")
+        assert workers(resources={"cpus": 3}) == ("3", "3")
+        assert workers(environment={"nnUNet_n_proc_DA": "2", "nnUNet_def_n_proc": "1"}) == ("2", "1")
+
+    def test_augmentation_without_workers_is_for_trainings_alone(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        # nnU-Net's planning sets so many threads of torch, which refuses 0
+        monkeypatch.setenv("nnUNet_n_proc_DA", "0")
+        for found in (jobs(), jobs(environment={"nnUNet_n_proc_DA": "0"})):
+            workers = {job.kind: job.environment["nnUNet_n_proc_DA"] for job in found.values()}
+            assert workers == {"plan": "1", "preprocess": "1", "train": "0", "evaluate": "1"}
+
+    def test_predictions_have_few_workers(self) -> None:
         predicting = "predict.nnUNetTrainer.nnUNetPlans.3d_fullres"
         for cpus, workers in ((1, "1"), (8, "3")):
             command = " ".join(jobs(resources={"cpus": cpus}, predict={})[predicting].command)

@@ -2,121 +2,25 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 import signal
-import subprocess
-import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import replace
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from nnunet_godc.errors import UserError
-from nnunet_godc.study import planning
-from nnunet_godc.study.definition import Study
-from nnunet_godc.study.folder import job_folder, read_state, update_state
-from nnunet_godc.study.job_lock import is_held, job_lock
-from nnunet_godc.study.jobs import Job
-from nnunet_godc.study.run import cancel_study, read_study_folder, run_study, study_lock
+from nnunet_godc.locks import is_held, locked
+from nnunet_godc.study.folder import TRAINER_CODE, job_folder, read_state, read_study_folder, update_state
+from nnunet_godc.study.run import cancel_study
 from nnunet_godc.study.study_file import read_study
+from nnunet_godc.study.trainers import Code
 from tests.study.waiting import wait_until
+from tests.study.workspace import EVALUATION, GODC, ON_SLURM, PREDICTED, SMALL, TRAINING, VARIATION, Workspace
 
 Pretend = Callable[[str, str], None]
-
-SMALL = """\
-datasets: [901]
-trainers: [nnUNetTrainer]
-folds: [0, 1]
-resources: {device: cpu, cpus: 2}
-"""
-ON_SLURM = SMALL.replace("device: cpu", "device: cpu, executor: slurm")
-PREDICTED = SMALL + "predict: {images: imagesTs, references: labelsTs}\n"
-VARIATION = SMALL + "plans: [{name: Small, from: nnUNetPlans, patch_size: [23, 40, 24], features: 8, stages: 3}]\n"
-EVALUATION = "evaluate.Dataset901_Tiny"
-TRAINING = "train.Dataset901_Tiny.nnUNetTrainer.nnUNetPlans.3d_fullres.fold"
-STAND_IN = Path(__file__).with_name("stand_in.py")
-
-RUNNER = f"""
-import signal, sys
-from dataclasses import replace
-from pathlib import Path
-from nnunet_godc.study import planning, run
-from nnunet_godc.study.study_file import read_study
-signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(143))
-signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell makes its background jobs ignore
-root = sys.argv[1]
-run.jobs_of = lambda *of: [
-    replace(job, command=("python", {str(STAND_IN)!r}, root, *job.command)) for job in planning.jobs_of(*of)
-]
-run.run_study(read_study(Path(root, "study.yaml")), Path(root, "out"))
-"""
-
-
-class Workspace:
-    """nnU-Net's folders, a study file, and its folder `out`."""
-
-    def __init__(self, root: Path) -> None:
-        self.root = root
-        self.out = root / "out"
-
-    def run(self, text: str = SMALL) -> bool:
-        (self.root / "study.yaml").write_text(text)
-        return run_study(read_study(self.root / "study.yaml"), self.out)
-
-    def files(self) -> dict[Path, str]:
-        """All that the folder says of the study and its jobs."""
-        return {path: path.read_text() for path in self.out.rglob("*.json") if path.name != "runner.json"}
-
-    def start(self, text: str = SMALL) -> subprocess.Popen[str]:
-        (self.root / "study.yaml").write_text(text)
-        command = [sys.executable, "-c", RUNNER, str(self.root)]
-        return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-
-    @contextmanager
-    def training(self) -> Iterator[subprocess.Popen[str]]:
-        """A run whose trainings last until `go_on` is called."""
-        (self.root / "wait").touch()
-        with self.start() as process:
-            wait_until(lambda: self.trained)
-            yield process
-
-    def go_on(self) -> None:
-        (self.root / "wait").unlink()
-
-    @property
-    def called(self) -> list[str]:
-        """The commands in the order of their calls, with the options that tell trainings apart."""
-        diary = self.root / "diary"
-        lines = [line.split() for line in diary.read_text().splitlines()] if diary.exists() else []
-        return [
-            " ".join((words[0], *words[3:6:2], *(word for word in words if word in ("--c", "--val"))))
-            if words[0] == "nnUNetv2_train"
-            else words[0]
-            for words in lines
-        ]
-
-    @property
-    def trained(self) -> list[str]:
-        return [line.removeprefix("nnUNetv2_train ") for line in self.called if line.startswith("nnUNetv2_train")]
-
-    def statuses(self) -> dict[str, str]:
-        _, jobs = read_study_folder(self.out)
-        return {job.id: read_state(self.out, job.id).status for job in jobs}
-
-
-@pytest.fixture
-def workspace(nnunet: Path, monkeypatch: pytest.MonkeyPatch) -> Workspace:
-    def stand_ins(study: Study, folder: Path) -> list[Job]:
-        jobs = planning.jobs_of(study, folder)
-        return [replace(job, command=("python", str(STAND_IN), str(nnunet), *job.command)) for job in jobs]
-
-    monkeypatch.setattr("nnunet_godc.study.run.jobs_of", stand_ins)
-    for name in ("imagesTs", "labelsTs"):
-        (nnunet / "raw/Dataset901_Tiny" / name).mkdir()
-    return Workspace(nnunet)
 
 
 def test_a_study_runs_to_its_end(workspace: Workspace) -> None:
@@ -137,7 +41,7 @@ def test_running_it_again_does_nothing(workspace: Workspace, capsys: pytest.Capt
     capsys.readouterr()
     assert workspace.run()
     assert workspace.called == before
-    assert capsys.readouterr().out == "study: 5 jobs, 5 done\n"
+    assert capsys.readouterr().out == f"study: 5 jobs, 5 done\nEverything is done: {workspace.out}\n"
 
 
 def test_what_was_there_before_is_taken(workspace: Workspace) -> None:
@@ -188,6 +92,15 @@ def test_data_that_are_preprocessed_again_leave_trainings_as_they_are(workspace:
     assert workspace.called[before:] == ["python"]
     assert workspace.run()
     assert len(workspace.called) == before + 1
+
+
+def test_gpus_that_are_not_there_are_told_before_anything_is_written(
+    workspace: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    with pytest.raises(UserError, match=rf"{TRAINING}0 needs 1 GPU\(s\) and this machine offers 0"):
+        workspace.run(SMALL.replace("device: cpu, ", ""))
+    assert workspace.files() == {}
 
 
 def test_a_failed_training_leaves_the_rest_done(workspace: Workspace) -> None:
@@ -241,6 +154,17 @@ class TestEditedFile:
             workspace.run(SMALL.replace("device: cpu", "device: mps"))
         assert (workspace.out / "study.json").read_text() == before
 
+    def test_another_device_trains_anew_if_asked_for(self, workspace: Workspace) -> None:
+        workspace.run()
+        assert workspace.run(SMALL.replace("device: cpu", "device: mps"), retrain=True)
+        assert workspace.trained == ["0 nnUNetTrainer", "1 nnUNetTrainer"] * 2
+        assert len(list(workspace.root.glob("results/*/*/replaced_*/fold_[01]/checkpoint_final.pth"))) == 2
+
+    def test_plans_that_were_used_are_not_made_anew(self, workspace: Workspace) -> None:
+        workspace.run(VARIATION)
+        with pytest.raises(UserError, match="their results would mix"):
+            workspace.run(VARIATION.replace("23", "24"), retrain=True)
+
     def test_what_has_not_begun_may_change(self, workspace: Workspace) -> None:
         (workspace.root / "fail").write_text("plan_and_preprocess")
         workspace.run(SMALL)
@@ -288,13 +212,69 @@ class TestEditedFile:
         assert len(workspace.called) == 5
 
 
-class TestEditedAtWork:
-    """What runs or waits is neither changed nor forgotten."""
+class TestEditedWhileItRuns:
+    """What is new is added to the run; what waits is replaced; what trains is neither changed nor forgotten."""
+
+    def test_a_trainer_is_added_to_the_run(self, workspace: Workspace, capsys: pytest.CaptureFixture[str]) -> None:
+        with workspace.training() as first:
+            assert workspace.run(SMALL.replace("[nnUNetTrainer]", "[nnUNetTrainer, nnUNetTrainerGODC]"))
+            shown = capsys.readouterr().out.splitlines()
+            assert shown[-1].startswith(f"Added to the run of process {first.pid} on ")
+            workspace.go_on()
+            assert first.wait() == 0
+        assert workspace.trained == [f"{fold} {name}" for fold in (0, 1) for name in ("nnUNetTrainer", GODC)]
+        assert workspace.called.count("nnunet-godc") == 1
+        assert set(workspace.statuses().values()) == {"done"}
+        assert "nnUNetTrainerGODC__nnUNetPlans__3d_fullres" in (workspace.root / "diary").read_text().splitlines()[-1]
+
+    def test_a_fold_that_waits_can_be_left_out(self, workspace: Workspace) -> None:
+        with workspace.training() as first:
+            assert workspace.run(SMALL.replace("[0, 1]", "[0]"))
+            workspace.go_on()
+            assert first.wait() == 0
+        assert workspace.trained == ["0 nnUNetTrainer"]
+        assert set(workspace.statuses().values()) == {"done"}
+
+    def test_an_evaluation_that_runs_is_replaced(self, workspace: Workspace) -> None:
+        (workspace.root / "wait").write_text("nnunet-godc")
+        with workspace.start() as first:
+            wait_until(lambda: "nnunet-godc" in workspace.called)
+            assert workspace.run(SMALL.replace("[0, 1]", "[0, 1, 2]"))
+            workspace.go_on()
+            assert first.wait() == 0
+        assert workspace.called[-3:] == ["nnunet-godc", "nnUNetv2_train 2 nnUNetTrainer", "nnunet-godc"]
+        assert set(workspace.statuses().values()) == {"done"}
+
+    def test_a_training_that_runs_does_not_change(self, workspace: Workspace) -> None:
+        with workspace.training() as first:
+            before = workspace.files()
+            for text in (SMALL.replace("device: cpu", "device: mps"), SMALL.replace("[0, 1]", "[1]")):
+                with pytest.raises(UserError, match=f"this changes what runs already: {TRAINING}0;"):
+                    workspace.run(text)
+            assert workspace.files() == before
+            workspace.go_on()
+            assert first.wait() == 0
+        assert workspace.trained == ["0 nnUNetTrainer", "1 nnUNetTrainer"]
+
+    def test_what_has_failed_is_not_tried_again_unless_it_changes(self, workspace: Workspace) -> None:
+        (workspace.root / "fail").write_text("3d_fullres 0")
+        (workspace.root / "wait").write_text("3d_fullres 1")
+        with workspace.start() as first:
+            wait_until(lambda: "1 nnUNetTrainer" in workspace.trained)
+            workspace.run(SMALL.replace("[0, 1]", "[0, 1, 2]"))
+            workspace.go_on()
+            assert first.wait() == 0
+        assert workspace.trained == ["0 nnUNetTrainer", "1 nnUNetTrainer", "2 nnUNetTrainer"]
+        assert workspace.statuses()[EVALUATION] == "not run"
 
     @pytest.fixture
     def submitted(self, workspace: Workspace, pretend: Pretend) -> Workspace:
         """A study of which the evaluation alone is not done: it waits on a cluster."""
-        pretend("squeue", "echo '104|PENDING|Priority'")
+        pretend("scancel", f"echo $* >> {workspace.root}/cancelled")
+        pretend(
+            "squeue",
+            f"test -e {workspace.root}/cancelled && echo '104|CANCELLED|None' || echo '104|PENDING|Priority'",
+        )
         (workspace.root / "fail").write_text("nnunet-godc")
         workspace.run()
         (workspace.root / "fail").unlink()
@@ -302,44 +282,136 @@ class TestEditedAtWork:
         return workspace
 
     @pytest.mark.parametrize("folds", ["[0, 1, 2]", "[0]"])
-    def test_a_queued_job_does_not_change(self, submitted: Workspace, folds: str) -> None:
-        before = submitted.files()
-        with pytest.raises(UserError, match=f"changes what runs or waits already: {EVALUATION}; .*study cancel"):
-            submitted.run(ON_SLURM.replace("[0, 1]", folds))
-        assert submitted.files() == before
+    def test_a_queued_job_is_replaced(self, submitted: Workspace, folds: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("nnunet_godc.study.slurm.SlurmExecutor.run", lambda *of: None)
+        assert submitted.run(ON_SLURM.replace("[0, 1]", folds))
+        assert "104" in (submitted.root / "cancelled").read_text()
+        assert submitted.statuses()[EVALUATION] == "pending"
 
-    def test_a_queued_job_is_not_forgotten(self, submitted: Workspace) -> None:
-        before = submitted.files()
+    def test_a_queued_job_that_is_left_out_is_cancelled(
+        self, submitted: Workspace, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("nnunet_godc.study.slurm.SlurmExecutor.run", lambda *of: None)
         update_state(submitted.out, f"{TRAINING}1", status="queued", scheduler_id="104")
         update_state(submitted.out, EVALUATION, status="failed", scheduler_id="")
-        with pytest.raises(UserError, match=f"changes what runs or waits already: {TRAINING}1;"):
+        assert submitted.run(ON_SLURM.replace("[0, 1]", "[0]"))
+        assert "104" in (submitted.root / "cancelled").read_text()
+
+    def test_a_training_of_the_cluster_that_runs_does_not_change(self, submitted: Workspace, pretend: Pretend) -> None:
+        pretend("squeue", "echo '104|RUNNING|None'")
+        update_state(submitted.out, f"{TRAINING}1", status="running", scheduler_id="104")
+        update_state(submitted.out, EVALUATION, status="failed", scheduler_id="")
+        before = submitted.files()
+        with pytest.raises(UserError, match=f"this changes what runs already: {TRAINING}1;"):
             submitted.run(ON_SLURM.replace("[0, 1]", "[0]"))
-        assert submitted.files().keys() == before.keys()
+        assert submitted.files() == before
+        assert not (submitted.root / "cancelled").exists()
 
-    def test_a_job_that_waits_for_what_changes_is_told(self, submitted: Workspace, pretend: Pretend) -> None:
-        predicted = ON_SLURM + "predict: {images: imagesTs, references: labelsTs}\n"
-        pretend("squeue", "echo '104|PENDING|Priority'")
-        update_state(submitted.out, EVALUATION, status="done")
-        assert submitted.run(PREDICTED)
-        update_state(submitted.out, f"{EVALUATION}.held_out", status="queued", scheduler_id="104")
-        (submitted.root / "raw/Dataset901_Tiny/more").mkdir()
-        with pytest.raises(UserError, match=f"changes what runs or waits already: {EVALUATION}.held_out"):
-            submitted.run(predicted.replace("imagesTs", "more"))
 
-    def test_what_has_ended_meanwhile_changes(self, submitted: Workspace, pretend: Pretend) -> None:
-        pretend("squeue", "echo '104|CANCELLED|None'")
-        assert submitted.run(SMALL.replace("[0, 1]", "[0, 1, 2]"))
+class TestChangedTrainer:
+    """Trainings by two versions of one trainer never stand beside each other in silence."""
 
-    def test_a_training_that_outlived_its_queue_does_not_change(self, workspace: Workspace) -> None:
-        with workspace.training() as first:
-            first.kill()
+    MINE = SMALL.replace("nnUNetTrainer", "nnUNetTrainerMine")
+    TRAINING = TRAINING.replace("nnUNetTrainer", "nnUNetTrainerMine")
+
+    @pytest.fixture
+    def changed(self, workspace: Workspace) -> Workspace:
+        """A study whose first fold was trained before its trainer changed."""
+        (workspace.root / "fail").write_text("3d_fullres 1")
+        workspace.trainers = {"nnUNetTrainerMine": Code({"mine.nnUNetTrainerMine": "before"})}
+        workspace.run(self.MINE)
+        (workspace.root / "fail").unlink()
+        workspace.trainers = {"nnUNetTrainerMine": Code({"mine.nnUNetTrainerMine": "now"})}
+        return workspace
+
+    def test_it_is_refused(self, changed: Workspace) -> None:
+        before = changed.files()
+        with pytest.raises(
+            UserError, match=rf"^nnUNetTrainerMine has changed since it trained {self.TRAINING}0 \(mine"
+        ):
+            changed.run(self.MINE)
+        assert changed.files() == before
+        changed.trainers = {"nnUNetTrainerMine": Code({"mine.nnUNetTrainerMine": "before"})}
+        assert changed.run(self.MINE)
+
+    def test_another_version_of_nnunet_is_refused_too(self, changed: Workspace) -> None:
+        changed.trainers = {"nnUNetTrainerMine": Code({"mine.nnUNetTrainerMine": "before"}, {"nnunetv2": "3.0"})}
+        with pytest.raises(UserError, match=r"\(nnunetv2 None -> 3.0\)"):
+            changed.run(self.MINE)
+
+    def test_it_is_trained_anew_if_asked_for_and_nothing_is_lost(self, changed: Workspace) -> None:
+        assert changed.run(self.MINE, retrain=True)
+        model = changed.root / "results/Dataset901_Tiny/nnUNetTrainerMine__nnUNetPlans__3d_fullres"
+        assert len(list(model.glob("replaced_*/fold_0/checkpoint_final.pth"))) == 1
+        assert changed.trained == [f"{fold} nnUNetTrainerMine" for fold in (0, 1, 0, 1)]
+        for fold in (0, 1):
+            assert json.loads((model / f"fold_{fold}" / TRAINER_CODE).read_text())["sources"] == {
+                "mine.nnUNetTrainerMine": "now"
+            }
+
+    def test_where_nothing_is_trained_yet_it_is_taken(self, changed: Workspace) -> None:
+        shutil.rmtree(changed.root / "results/Dataset901_Tiny/nnUNetTrainerMine__nnUNetPlans__3d_fullres/fold_0")
+        assert changed.run(self.MINE)
+
+    def test_other_trainers_are_none_of_its_business(self, changed: Workspace) -> None:
+        changed.trainers["nnUNetTrainer"] = Code()
+        assert changed.run(SMALL + "name: other\n")
+
+    def test_what_was_trained_before_the_study_is_taken_as_it_is(self, changed: Workspace) -> None:
+        for record in changed.root.glob(f"results/*/*/fold_0/{TRAINER_CODE}"):
+            record.unlink()
+        assert changed.run(self.MINE)
+
+    def test_a_change_during_the_run_fails_what_has_not_begun(self, workspace: Workspace) -> None:
+        source = workspace.root / "mine.py"
+        source.write_text("class nnUNetTrainerMine: epochs = 6")
+        digest = hashlib.sha256(source.read_bytes()).hexdigest()
+        workspace.trainers = {"nnUNetTrainerMine": Code({"mine.nnUNetTrainerMine": "x"}, {}, {str(source): digest})}
+        (workspace.root / "edit").write_text(str(source))  # done by the first training
+        assert not workspace.run(self.MINE)
+        assert workspace.statuses()[f"{self.TRAINING}0"] == "done"
+        state = read_state(workspace.out, f"{self.TRAINING}1")
+        assert state.status == "failed"
+        assert state.note.startswith(
+            "nnUNetTrainerMine has changed since `study run` (it is gone); run the study again"
+        )
+
+
+class TestDryRun:
+    """What is done, what would run, what is refused; nothing is written."""
+
+    def test_it_compares_with_what_is_there(self, workspace: Workspace) -> None:
+        (workspace.root / "fail").write_text("3d_fullres 1")
+        workspace.run()
+        fold = workspace.root / "results/Dataset901_Tiny/nnUNetTrainer__nnUNetPlans__3d_fullres/fold_1"
+        (fold / "checkpoint_latest.pth").touch()
         before = workspace.files()
-        with pytest.raises(UserError, match=f"changes what runs or waits already: {TRAINING}0;"):
-            workspace.run(SMALL.replace("device: cpu", "device: mps"))
+        lines, refused = workspace.dry_run(SMALL.replace("[0, 1]", "[0, 1, 2]"))
+        assert [line.splitlines()[0] for line in lines] == [
+            "done       plan.Dataset901_Tiny.nnUNetPlans",
+            "done       preprocess.Dataset901_Tiny.nnUNetPlans.3d_fullres",
+            f"done       {TRAINING}0",
+            f"goes on    {TRAINING}1",
+            f"would run  {TRAINING}2",
+            f"would run  {EVALUATION}",
+        ]
+        assert "nnUNetv2_train Dataset901_Tiny 3d_fullres 2" in lines[4]
+        assert refused == []
         assert workspace.files() == before
-        workspace.go_on()
-        assert workspace.run()
-        assert workspace.trained == ["0 nnUNetTrainer", "1 nnUNetTrainer"]
+
+    def test_it_says_what_would_be_refused(self, workspace: Workspace) -> None:
+        workspace.run()
+        lines, refused = workspace.dry_run(SMALL.replace("device: cpu", "device: mps").replace("[0, 1]", "[1]"))
+        assert f"forgotten  {TRAINING}0; its results stay" in lines
+        (sentence,) = refused
+        assert "their results would mix" in sentence
+
+    def test_what_runs_is_told(self, workspace: Workspace) -> None:
+        with workspace.training() as first:
+            lines, _ = workspace.dry_run(SMALL)
+            assert f"runs       {TRAINING}0" in [line.splitlines()[0] for line in lines]
+            workspace.go_on()
+            assert first.wait() == 0
 
 
 class TestOtherExecutor:
@@ -379,12 +451,12 @@ class TestOtherExecutor:
 
     def test_a_job_that_runs_here_is_not_submitted_too(self, workspace: Workspace) -> None:
         with workspace.training() as first:
-            first.kill()
-        before = workspace.files()
-        with pytest.raises(UserError, match=f"{TRAINING}0 runs on .* itself; .*--executor local"):
-            workspace.run(ON_SLURM)
-        assert workspace.files() == before
-        assert cancel_study(workspace.out) == 1
+            before = workspace.files()
+            with pytest.raises(UserError, match=f"{TRAINING}0 runs on .* itself; .*--executor local"):
+                workspace.run(ON_SLURM)
+            assert workspace.files() == before
+            assert cancel_study(workspace.out) == 1
+            assert first.wait() != 0
 
 
 class TestExclusion:
@@ -401,16 +473,10 @@ class TestExclusion:
     def test_the_lock_of_a_killed_run_is_free(self, workspace: Workspace) -> None:
         with workspace.training() as first:
             first.kill()
+        wait_until(lambda: workspace.statuses()[f"{TRAINING}0"] == "interrupted")
         workspace.go_on()
         assert workspace.run()
-        # the training went on by itself, and was waited for
-        assert workspace.trained == ["0 nnUNetTrainer", "1 nnUNetTrainer"]
-
-    def test_two_studies_do_not_exclude_each_other(self, tmp_path: Path) -> None:
-        for name in ("a", "b"):
-            (tmp_path / name).mkdir()
-        with study_lock(tmp_path / "a"), study_lock(tmp_path / "b"):
-            pass
+        assert workspace.trained == ["0 nnUNetTrainer", "0 nnUNetTrainer", "1 nnUNetTrainer"]
 
 
 class TestInterruption:
@@ -444,12 +510,12 @@ class TestInterruption:
         _, jobs = read_study_folder(workspace.out)
         (training,) = (job for job in jobs if job.id == f"{TRAINING}1")
         Path(training.expected[0]).unlink()
-        with job_lock(Path(training.lock)):
+        with locked(Path(training.lock)):
             with workspace.start() as first:
                 wait_until(lambda: "another study" in read_state(workspace.out, training.id).note)
-                first.kill()
-            assert is_held(job_folder(workspace.out, training.id).lock)
-            assert cancel_study(workspace.out) == 1
+                assert is_held(job_folder(workspace.out, training.id).lock)
+                assert cancel_study(workspace.out) == 1
+                assert first.wait() != 0
             assert not is_held(job_folder(workspace.out, training.id).lock)
 
 

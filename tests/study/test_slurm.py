@@ -1,6 +1,6 @@
 """A study on Slurm: what is submitted, and what becomes of it when jobs fail, are killed, preempted or run out of time.
 
-`.ci/slurm COMMAND` starts a cluster of one node for a command.
+`.ci/slurm COMMAND` starts a cluster of two nodes for a command.
 """
 
 import csv
@@ -24,12 +24,15 @@ import pytest
 from nnunet_godc.commands import find_command
 from nnunet_godc.errors import UserError
 from nnunet_godc.study import slurm
-from nnunet_godc.study.executors import refresh_jobs
+from nnunet_godc.study.definition import Slurm
 from nnunet_godc.study.folder import State, job_folder, read_state, write_jobs, write_state
 from nnunet_godc.study.jobs import Job, Resources, Resume
+from nnunet_godc.study.run import cancel_study, refresh_jobs
 from nnunet_godc.study.slurm import SlurmExecutor
 from nnunet_godc.study.status import job_statuses
 from nnunet_godc.study.study_file import find_study_file
+from tests.study.waiting import wait_until
+from tests.study.workspace import EVALUATION, GODC, ON_SLURM, Workspace
 
 HIPPOCAMPUS = Path(__file__).resolve().parents[3] / "shared" / "data" / "hippocampus"
 CASES = 10
@@ -47,7 +50,7 @@ class Study:
     """Jobs in a folder, and an executor for them."""
 
     def __init__(self, folder: Path, jobs: Sequence[Job], options: Mapping[str, Any]) -> None:
-        self.folder, self.jobs, self.executor = folder, jobs, SlurmExecutor(options)
+        self.folder, self.jobs, self.executor = folder, jobs, SlurmExecutor(Slurm(**options))
         write_jobs(folder, jobs)
 
     def run(self) -> None:
@@ -110,7 +113,10 @@ def make_job(name: str, script: str = "", *, kind: str = "train", **fields: Any)
 
 def make_training(name: str, checkpoint: Path, **fields: Any) -> Job:
     """Writes its checkpoint at once and never ends, unless it goes on from the checkpoint."""
-    script = f"import sys, time; '--c' in sys.argv or (open({str(checkpoint)!r}, 'w').close(), time.sleep(3600))"
+    script = (
+        "import os, sys, time; print('on', os.environ['SLURMD_NODENAME'], flush=True); "
+        f"'--c' in sys.argv or (open({str(checkpoint)!r}, 'w').close(), time.sleep(3600))"
+    )
     return make_job(name, script, resume=(Resume(str(checkpoint), ("--c",)),), **fields)
 
 
@@ -243,6 +249,53 @@ def test_at_the_time_limit_only_what_can_go_on_is_requeued(make_study: MakeStudy
     assert first.state("train").attempts == 2
     assert "reached its time limit" in first.state("preprocess").note
     assert "too many times" in second.state("train").note
+
+
+@pytest.mark.slurm
+def test_a_training_whose_node_goes_down_goes_on_on_another(half_trained: Study) -> None:
+    nodes = ask("sinfo", "--noheader", "--Node", "--format=%N").split()
+    if len(nodes) < 2 or "slurm-for-tests" not in os.environ.get("SLURM_CONF", ""):
+        pytest.skip("the cluster has one node only, or is not ours to take one of its nodes down")
+    node = ask("squeue", "--noheader", "--format=%N", "--jobs", half_trained.slurm_id("train")).strip()
+    daemon = Path(os.environ["SLURM_CONF"]).with_name(f"slurmd.{node}.pid")
+    group, pid = half_trained.state("train").group, half_trained.state("train").pid
+    assert group
+    assert pid
+    # as without power
+    os.kill(int(daemon.read_text()), signal.SIGKILL)
+    os.kill(pid, signal.SIGKILL)
+    os.killpg(group, signal.SIGKILL)
+    ask("scontrol", "update", f"nodename={node}", "state=down", "reason=test")
+    try:
+        assert half_trained.wait() == {"train": "done", "predict": "done"}
+        assert half_trained.state("train").attempts == 2
+        on = re.findall("^on (.*)", half_trained.log("train"), re.MULTILINE)
+        assert len(set(on)) == 2
+        assert on[0] == node
+    finally:
+        subprocess.run(["slurmd", "-N", node], check=True)
+
+
+@pytest.mark.slurm
+def test_trainers_and_folds_are_added_while_the_evaluation_waits(cluster: None, workspace: Workspace) -> None:
+    small = ON_SLURM.replace("cpus: 2", "cpus: 1")
+    (workspace.root / "wait").touch()
+    try:
+        assert workspace.run(small)
+        wait_until(lambda: workspace.trained)
+        waiting = read_state(workspace.out, EVALUATION).scheduler_id
+        assert workspace.run(
+            small.replace("[0, 1]", "[0, 1, 2]").replace("[nnUNetTrainer]", f"[nnUNetTrainer, {GODC}]")
+        )
+        assert read_state(workspace.out, EVALUATION).scheduler_id != waiting
+        workspace.go_on()
+        wait_until(lambda: {entry.state.status for entry in job_statuses(workspace.out)} == {"done"}, seconds=120)
+    finally:
+        cancel_study(workspace.out)
+    assert sorted(workspace.trained) == sorted(
+        f"{fold} {name}" for fold in (0, 1, 2) for name in ("nnUNetTrainer", GODC)
+    )
+    assert workspace.called.count("nnunet-godc") == 1
 
 
 @pytest.mark.slurm

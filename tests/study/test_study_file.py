@@ -9,9 +9,16 @@ from pathlib import Path
 import pytest
 
 from nnunet_godc.errors import UserError
+from nnunet_godc.study.checks import Problem, class_problems
 from nnunet_godc.study.definition import Definition
-from nnunet_godc.study.find_classes import check_classes
-from nnunet_godc.study.study_file import find_study_file, read_definition, read_study, shipped_studies
+from nnunet_godc.study.study_file import (
+    find_study_file,
+    find_study_folder,
+    read_definition,
+    read_study,
+    shipped_studies,
+)
+from nnunet_godc.study.trainers import _classes_in_source, look_up
 
 WriteStudy = Callable[[str], Path]
 
@@ -29,7 +36,7 @@ def problems_of(path: Path) -> list[str]:
 
 
 def test_what_is_not_said_is_nnunets_default(write_study: WriteStudy) -> None:
-    definition, _ = read_definition(write_study(SMALL))
+    definition = read_definition(write_study(SMALL))
     assert definition.configurations == ["3d_fullres"]
     assert [plans.name for plans in definition.plans] == ["nnUNetPlans"]
     assert definition.folds == [0, 1, 2, 3, 4]
@@ -38,7 +45,7 @@ def test_what_is_not_said_is_nnunets_default(write_study: WriteStudy) -> None:
 
 
 def test_variables_of_the_environment_stay_as_they_are_written(write_study: WriteStudy) -> None:
-    definition, _ = read_definition(write_study(SMALL + "environment: {nnUNet_compile: off, A: 007, B: 1e3}\n"))
+    definition = read_definition(write_study(SMALL + "environment: {nnUNet_compile: off, A: 007, B: 1e3}\n"))
     assert definition.environment == {"nnUNet_compile": "off", "A": "007", "B": "1e3"}
 
 
@@ -159,6 +166,51 @@ def test_all_mistakes_are_told_at_once_in_the_order_of_the_file(write_study: Wri
     assert places == ["line 1, column 11", "line 2, column 12", "line 3, column 1", "line 4, column 13"]
 
 
+def test_what_is_wrong_in_itself_hides_nothing_else(nnunet: Path, write_study: WriteStudy) -> None:
+    text = (
+        "datasets: [901, 902, x, 901]\ntrainers: [1, nnUNetTrainer, nnUNetTrainer]\nfolds: [-1, 9, 0, 0]\nfold: 1\n"
+        "folds: [-1, 9, 0, 0]\nresources: {cpu: 2}\nplans: [{nom: A}, nnUNetPlansMine, nnUNetPlansMine]\n"
+        "evaluate: {baseline: nnUNetTrainerX}\nensemble: true\n"
+    )
+    with pytest.raises(UserError) as raised:
+        read_study(write_study(text), lambda definition: [Problem(("trainers", 0), "is not found.")])
+    shown = [line.partition("study.yaml, line ")[2] for line in str(raised.value).splitlines()]
+    assert [line.partition(":")[0].replace(" column ", "") for line in shown] == [
+        *("1,17", "1,22", "1,25"),
+        *("2,12", "2,15", "2,30"),
+        "4,1",
+        *("5,1", "5,9", "5,13", "5,19"),
+        "6,13",
+        *("7,9", "7,10", "7,19", "7,36", "7,36"),
+    ]
+
+
+def test_folds_are_those_of_the_splits(nnunet: Path, write_study: WriteStudy) -> None:
+    with pytest.raises(UserError, match=r"line 3, column 9: Dataset901_Tiny is split into folds 0 to 4; of fold 9"):
+        read_study(write_study(SMALL + "folds: [9]\n"))
+    folder = nnunet / "preprocessed" / "Dataset901_Tiny"
+    folder.mkdir()
+    (folder / "splits_final.json").write_text(json.dumps([{}] * 10))
+    read_study(write_study(SMALL + "folds: [9]\n"))
+
+
+class TestFolder:
+    """`status`, `collect` and `cancel` take what `run` takes."""
+
+    def test_a_file_stands_for_the_folder_that_run_makes(
+        self, write_study: WriteStudy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.chdir(tmp_path)
+        assert find_study_folder(str(write_study(SMALL))) == tmp_path / "study"
+        assert find_study_folder(str(write_study(SMALL + "name: pancreas\n"))) == tmp_path / "pancreas"
+        assert find_study_folder("table1") == tmp_path / "table1"
+        assert find_study_folder(str(tmp_path)) == tmp_path
+
+    def test_what_is_neither_file_nor_folder_is_told(self) -> None:
+        with pytest.raises(UserError, match="did you mean table1"):
+            find_study_folder("tabel1")
+
+
 def test_a_file_that_is_no_text_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "study.yaml"
     path.write_bytes(b"\xff\xfe\x00")
@@ -188,7 +240,7 @@ class TestDatasets:
             read_study(write_study("datasets: [Dataset901_Tiny]\ntrainers: [nnUNetTrainer]\n"))
 
     def test_one_that_is_listed_twice_is_told(self, nnunet: Path, write_study: WriteStudy) -> None:
-        with pytest.raises(UserError, match="line 1, column 11: a dataset is listed twice"):
+        with pytest.raises(UserError, match="line 1, column 17: a dataset is listed twice"):
             read_study(write_study("datasets: [901, Dataset901_Tiny]\ntrainers: [nnUNetTrainer]\n"))
 
     @pytest.mark.parametrize(
@@ -240,33 +292,24 @@ class TestClasses:
     """Trainers and planners that nnU-Net does not find."""
 
     @staticmethod
-    def definition(**keys: object) -> Definition:
-        return Definition.model_validate({"datasets": [901], **keys})
+    def problems(**keys: object) -> list[Problem]:
+        definition = Definition.model_validate({"datasets": [901], **keys})
+        planners = [plans.planner for plans in definition.plans if plans.planner]
+        return list(class_problems(definition, look_up(definition.trainers, planners)))
 
-    def test_those_that_are_written_down_need_no_search(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_those_that_are_installed_need_no_search(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr("subprocess.run", None)  # starting nnU-Net would fail
         plans = [{"name": "A", "planner": "nnUNetPlannerResEncM"}]
-        names = ["nnUNetTrainer", "nnUNetTrainerDiceLoss", "nnUNetTrainerGODCLFAM"]
-        assert check_classes(self.definition(trainers=names, plans=plans)) == []
+        assert self.problems(trainers=["nnUNetTrainer", "nnUNetTrainerDiceLoss"], plans=plans) == []
 
     @pytest.mark.slow
     def test_the_nearest_are_named(self) -> None:
         plans = [{"name": "A", "planner": "nnUNetPlannerResEnkM"}]
-        names = ["nnUNetTrainerGODC_50epochs", "nnUNetTrainerGDOC"]
-        trainer, planner = check_classes(self.definition(trainers=names, plans=plans))
+        trainer, planner = self.problems(trainers=["nnUNetTrainer_5epochs", "nnUNetTrainerGDOC"], plans=plans)
         assert trainer.location == ("trainers", 1)
         assert trainer.sentence.endswith("did you mean nnUNetTrainerGODC?")
         assert planner.location == ("plans", 0, "planner")
         assert planner.sentence.endswith("did you mean nnUNetPlannerResEncM?")
-
-    def test_trainers_of_the_users_own_are_found(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        (tmp_path / "mine.py").write_text(
-            "from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer\n"
-            "class nnUNetTrainerMine(nnUNetTrainer): pass\n"
-        )
-        monkeypatch.setenv("nnUNet_extTrainer", str(tmp_path), prepend=":")
-        monkeypatch.setattr("subprocess.run", None)
-        assert check_classes(self.definition(trainers=["nnUNetTrainerMine"])) == []
 
 
 class TestShipped:
@@ -277,10 +320,10 @@ class TestShipped:
         assert find_study_file("smoke").name == "smoke.yaml"
 
     @pytest.mark.parametrize("name", shipped_studies())
-    def test_they_are_valid_and_their_trainers_exist(self, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr("subprocess.run", None)
-        definition, _ = read_definition(find_study_file(name))
-        assert check_classes(definition) == []
+    def test_they_are_valid_and_their_trainers_exist(self, name: str) -> None:
+        definition = read_definition(find_study_file(name))
+        # which say `class` in a file, so that they need no search
+        assert set(definition.trainers) <= _classes_in_source().keys()
 
     def test_a_misspelt_name_is_pointed_out(self) -> None:
         with pytest.raises(UserError, match="did you mean table1"):

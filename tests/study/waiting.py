@@ -6,9 +6,9 @@ import time
 from collections.abc import Callable
 
 
-def wait_until(condition: Callable[[], object]) -> None:
-    """Half a minute at most: the machine may be busy."""
-    end = time.monotonic() + 30
+def wait_until(condition: Callable[[], object], seconds: float = 30) -> None:
+    """Half a minute at most, unless said otherwise: the machine may be busy."""
+    end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, "waited in vain"
         time.sleep(0.02)
