@@ -21,6 +21,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for the page and its tables")
     parser.add_argument("--baseline", metavar="TRAINER", help="compare every trainer with this one, and show it first")
+    parser.add_argument(
+        "--patients", type=Path, metavar="FILE", help="CSV case,patient; default: as nnunet-godc convert has recorded"
+    )
     add_cases(parser)
     parser.add_argument(
         "-np",
@@ -47,7 +50,12 @@ def run(arguments: argparse.Namespace) -> int:
             bar.update(done - bar.n)
 
         evaluation = evaluate(
-            tables.results, arguments.out, baseline=arguments.baseline, workers=arguments.np, progress=show
+            tables.results,
+            arguments.out,
+            patients=arguments.patients,
+            baseline=arguments.baseline,
+            workers=arguments.np,
+            progress=show,
         )
     for folder in tables.running:
         print(f"{folder} has no validation results yet: it is in the training curves alone")

@@ -115,3 +115,13 @@ def test_a_bundle_that_is_not_known_is_refused(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(assets, "_read", lambda package, path: "export{Nothing as default};")
     with pytest.raises(assets.UserError, match=r"ipyniivue .* is not known here"):
         assets.scripts()
+
+
+def test_patients_of_a_table_are_those_of_the_report(study: Study, tmp_path: Path) -> None:
+    cases = sorted(case for case in study.evaluation.measurements["case"].dropna().unique() if case)
+    table = tmp_path / "patients.csv"
+    table.write_text("case,patient\n" + "".join(f'"{case}",{index // 2}\n' for index, case in enumerate(cases)))
+    command = ["report", *map(str, study.folders), "--patients", str(table), "--cases", "0", "-np", "0"]
+    main([*command, "--out", str(tmp_path / "out")])
+    measured = pd.read_csv(tmp_path / "out" / "measurements.csv")
+    assert measured.dropna(subset="case")["patient"].nunique() == len(cases) // 2
