@@ -11,6 +11,7 @@ for name in ("fcntl", "grp", "pwd", "resource", "syslog", "termios", "triton"):
 for name in ("fork", "forkpty", "geteuid", "getuid", "killpg", "mkfifo", "sched_getaffinity", "setsid"):
     if hasattr(os, name):
         delattr(os, name)
+os.environ["USERNAME"] = "somebody"  # Windows sets it, and MONAI asks for it
 
 import nnunet_godc
 
