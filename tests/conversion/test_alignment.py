@@ -111,15 +111,17 @@ def test_a_label_half_outside_is_warned_about(place, mask):
     assert "changed the labelled volume" in notes.warnings[-1]
 
 
-def test_a_label_that_grows_is_warned_about(place):
+@pytest.mark.parametrize(("thickness", "warned"), [(1.5, True), (1.8, False)])
+def test_a_label_that_grows_by_more_than_a_fifth_is_warned_about(place, thickness, warned):
     plane = np.ones((1, 10, 6), dtype=np.uint8)
     affine = LPS.copy()
-    affine[0, 0] *= 1.5
+    affine[0, 0] *= thickness
     affine[:3, 3] += 3.5 * LPS[:3, 0]  # between two of the image's planes: both are nearest to it
     notes = CaseLog()
     label, _ = place(plane, affine, "physical", notes)
     assert np.count_nonzero(label) == 2 * 60
-    assert "changed the labelled volume from 0.144 to 0.192 ml" in notes.warnings[-1]
+    assert ("changed the labelled volume from 0.144 to 0.192 ml" in notes.warnings[-1]) == warned
+    assert len(notes.warnings) == 1 + warned
 
 
 def test_axes_policy_takes_directions_from_the_header_and_the_place_from_the_image(place, mask):
