@@ -76,7 +76,8 @@ def _same_patients(has_units: NDArray[np.bool_]) -> Iterator[tuple[NDArray[np.in
     patients = has_units.sum(axis=0)
     large = patients >= SHARED
     if large.any():
-        yield np.flatnonzero(has_units[:, large].any(axis=1)), np.flatnonzero(large)
+        # all patients: which of them have units elsewhere depends on the columns that are asked for together
+        yield np.arange(len(has_units)), np.flatnonzero(large)
     small = np.flatnonzero(~large & (patients > 1))
     patterns, group = np.unique(has_units[:, small], axis=1, return_inverse=True)
     for index in range(patterns.shape[1]):

@@ -77,7 +77,8 @@ def _log(x):  # type: ignore[no-untyped-def]
     bits = np.float32(x).view(np.int32)
     exponent = np.int32(bits >> EXPONENT_BITS) - EXPONENT_BIAS
     mantissa = np.int32(bits - (exponent << EXPONENT_BITS)).view(np.float32)  # in [1, 2)
-    return np.float32(exponent) * LN2 + _log_of_ratio(mantissa - ONE, mantissa + ONE)
+    log = np.float32(exponent) * LN2 + _log_of_ratio(mantissa - ONE, mantissa + ONE)
+    return log if x == x else x  # the bits of a NaN are those of 1.5 * 2 ** 128
 
 
 @_inlined

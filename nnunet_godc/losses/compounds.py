@@ -20,6 +20,8 @@ from nnunet_godc.losses.fused import soft_statistics_and_cross_entropy
 from nnunet_godc.losses.godc import GODCLoss
 from nnunet_godc.losses.statistics import SoftStatistics
 
+NOTHING_IGNORED = -100  # PyTorch's default for cross-entropy, which is no label
+
 
 def fused(compound: nn.Module) -> nn.Module:
     """The compound with the same terms and weights, computed in one pass; itself where that is not known how to do."""
@@ -63,7 +65,7 @@ class FusedDiceAndCrossEntropy(DC_and_CE_loss):
             and ce.weight is None
             and ce.label_smoothing == 0
             and ce.reduction == "mean"
-            and (self.ignore_label is None or ce.ignore_index == self.ignore_label)
+            and ce.ignore_index == (NOTHING_IGNORED if self.ignore_label is None else self.ignore_label)
         )
 
 

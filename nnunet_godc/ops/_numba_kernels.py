@@ -119,7 +119,7 @@ def _between(axis, tap, extent, displacement, floats, integers):  # type: ignore
         position = low if position < low else position
         position = high if position > high else position
         floor = np.floor(position)
-        index = np.int32(floor) if position == position else np.int32(0)
+        index = np.int32(floor) if position == position else np.int32(-2)  # as if outside
         fraction = position - floor
         below = one if 0 <= index < end else zero
         above = one if -1 <= index < end - 1 else zero

@@ -169,6 +169,11 @@ def test_shared_levels_of_one_kernel_use_the_same_weights(unet_3d: Callable[...,
     assert sum(name.endswith("offset.weight") for name in names) == 2
 
 
+def test_shared_weights_are_as_wide_as_the_narrowest_level_that_is_aligned(unet_3d: Callable[..., nn.Module]) -> None:
+    [inner] = align_skips(unet_3d(), LFAMConfig(shared=True, first_level=1)).decoder.alignment.inner.values()
+    assert inner.weight.shape[:2] == (16, 16)
+
+
 def test_a_reduced_level_works_on_a_share_of_its_channels(unet_3d: Callable[..., nn.Module]) -> None:
     alignment = align_skips(unet_3d(), LFAMConfig(reduction=4)).decoder.alignment
     assert {name: tuple(module.weight.shape[:2]) for name, module in alignment.inner.items()} == {

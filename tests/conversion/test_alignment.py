@@ -15,8 +15,11 @@ LPS[:3, 3] = (11.0, 7.0, 30.0)
 def place(tmp_path, nifti, ct):
     """Places a label with `affine` on an image with the LPS one."""
 
-    def place(mask, affine, policy, notes=None, image=ct, **options):
-        file = open_volume(nifti(tmp_path / "label.nii", mask, affine, **options))
+    def place(mask, affine, policy, notes=None, image=ct, srow_x=None, **options):
+        path = nifti(tmp_path / "label.nii", mask, affine, **options)
+        if srow_x is not None:  # nibabel would put the header right
+            path.write_bytes(path.read_bytes()[:280] + np.array(srow_x, "<f4").tobytes() + path.read_bytes()[296:])
+        file = open_volume(path)
         grid = grid_from_affine(image.shape, TO_LPS @ LPS, CaseLog())
         return align_label(file, mask, grid, policy, notes or CaseLog(), orientation="LPS", image=image)
 
@@ -63,6 +66,17 @@ def test_physical_policy_takes_the_geometry_of_the_image_for_an_unfilled_header(
     assert "says nothing of its position" in notes.warnings[0]
 
 
+@pytest.mark.parametrize(("entry", "message"), [(0.4, "skewed by 26.6 degrees"), (np.nan, "is no affine matrix")])
+def test_a_header_that_cannot_be_matters_only_where_it_would_be_believed(place, mask, entry, message):
+    broken = {"qform": 0, "srow_x": (-0.8, entry, 0, 11)}
+    with pytest.raises(CaseError, match=message):
+        place(mask, LPS, "physical", **broken)
+    for policy, stored in (("image", mask), ("axes", flipped(mask, 1)[0])):
+        label, grid = place(stored, LPS, policy, **broken)
+        np.testing.assert_array_equal(label, mask)
+        assert grid is None
+
+
 def test_physical_policy_resamples_by_nearest_neighbour(place, mask):
     fine = np.repeat(np.repeat(mask, 2, axis=0), 2, axis=1)
     affine = LPS.copy()
@@ -95,6 +109,19 @@ def test_a_label_half_outside_is_warned_about(place, mask):
     notes = CaseLog()
     place(mask, affine, "physical", notes)
     assert "changed the labelled volume" in notes.warnings[-1]
+
+
+@pytest.mark.parametrize(("thickness", "warned"), [(1.5, True), (1.8, False)])
+def test_a_label_that_grows_by_more_than_a_fifth_is_warned_about(place, thickness, warned):
+    plane = np.ones((1, 10, 6), dtype=np.uint8)
+    affine = LPS.copy()
+    affine[0, 0] *= thickness
+    affine[:3, 3] += 3.5 * LPS[:3, 0]  # between two of the image's planes: both are nearest to it
+    notes = CaseLog()
+    label, _ = place(plane, affine, "physical", notes)
+    assert np.count_nonzero(label) == 2 * 60
+    assert ("changed the labelled volume from 0.144 to 0.192 ml" in notes.warnings[-1]) == warned
+    assert len(notes.warnings) == 1 + warned
 
 
 def test_axes_policy_takes_directions_from_the_header_and_the_place_from_the_image(place, mask):

@@ -102,13 +102,19 @@ def test_cosines_that_are_no_unit_vectors_are_refused():
         grid_from_axes((3, 3, 3), (1.0, 1.0, 1.0), (0.0, 0.0, 0.0), np.diag([1, 1, 0.5]), CaseLog())
 
 
-def test_equal_grids_match_and_a_tenth_of_a_voxel_is_too_much():
+def test_equal_grids_match_within_a_hundredth_of_the_smallest_spacing():
     grid = Grid((10, 10, 10), (1.0, 1.0, 2.0), (0.0, 0.0, 0.0), IDENTITY)
     assert grid.matches(Grid((10, 10, 10), (1.0, 1.0, 2.0), (0.001, 0.0, 0.0), IDENTITY))
     assert not grid.matches(Grid((10, 10, 10), (1.0, 1.0, 2.0), (0.1, 0.0, 0.0), IDENTITY))
+    assert not grid.matches(Grid((10, 10, 10), (1.0, 1.0, 2.0), (0.015, 0.0, 0.0), IDENTITY))
     assert not grid.matches(Grid((10, 10, 9), (1.0, 1.0, 2.0), (0.0, 0.0, 0.0), IDENTITY))
     # A small error of the spacing adds up over the volume.
     assert not grid.matches(Grid((10, 10, 10), (1.0, 1.0, 2.02), (0.0, 0.0, 0.0), IDENTITY))
+
+
+def test_the_spacing_of_a_single_slice_moves_no_voxel():
+    thin, thick = (Grid((10, 10, 1), (1.0, 1.0, spacing), (0.0, 0.0, 0.0), IDENTITY) for spacing in (2.0, 5.0))
+    assert thin.matches(thick)
 
 
 def test_volume_of_a_voxel_is_told_in_millilitres():

@@ -75,6 +75,14 @@ def test_values_are_mapped(tmp_path, nifti, mask):
     np.testing.assert_array_equal(read(nifti(tmp_path / "a.nii", mask), rules), mask == 2)
 
 
+def test_a_value_that_is_mapped_is_not_stray(tmp_path, nifti, mask):
+    notes = CaseLog()
+    rules = LabelMap(names=RULES.names, values={1: 1, 7: 2}, stray=frozenset({7}))
+    stored = np.where(mask == 2, 7, mask).astype(np.uint8)
+    np.testing.assert_array_equal(read(nifti(tmp_path / "a.nii", stored), rules, notes), mask)
+    assert notes == CaseLog()
+
+
 def test_two_values_may_change_places(tmp_path, nifti, mask):
     rules = LabelMap(names=RULES.names, values={1: 2, 2: 1})
     np.testing.assert_array_equal(read(nifti(tmp_path / "a.nii", mask), rules), np.array([0, 2, 1])[mask])
@@ -93,6 +101,13 @@ def test_named_masks_are_united_and_the_higher_label_wins(mask):
     np.testing.assert_array_equal(label, mask)
     assert "left out: Stomach" in notes.warnings[0]
     assert f"overlap on {np.count_nonzero(mask == 2)} voxels" in notes.warnings[1]
+
+
+def test_masks_of_one_label_may_overlap(mask):
+    notes = CaseLog()
+    masks = {"tumour": mask == 2, "PDAC": mask > 0}
+    np.testing.assert_array_equal(merge_masks(masks, mask.shape, NAMED, notes), 2 * (mask > 0))
+    assert notes == CaseLog()
 
 
 def test_the_order_of_masks_does_not_matter(mask):

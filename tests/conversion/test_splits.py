@@ -88,6 +88,12 @@ def test_test_cases_are_whole_patients_as_near_to_the_share_as_they_come(patient
     assert abs(len(drawn) - wanted) == nearest
 
 
+def test_the_nearest_number_of_test_cases_may_be_more_or_less_than_the_share():
+    patients = {f"c{patient}_{scan}": f"p{patient}" for patient in range(5) for scan in range(5)}
+    for share, cases in ((0.15, 5), (0.09, 0), (0.29, 5)):
+        assert len(draw_test_cases(patients, share=share, seed=0)) == cases
+
+
 def test_no_share_and_no_cases_give_no_test_cases():
     assert draw_test_cases(SINGLE, share=0, seed=0) == set()
     assert draw_test_cases({}, share=0.5, seed=0) == set()

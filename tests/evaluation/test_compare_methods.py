@@ -5,6 +5,7 @@ import pandas as pd
 import pytest
 from scipy import stats
 
+from nnunet_godc.evaluation import inference
 from nnunet_godc.evaluation.cube import cubes
 from nnunet_godc.evaluation.inference import Comparison, Summary, compare_methods, summarise
 from nnunet_godc.evaluation.metrics import ABSENT_IN_PREDICTION, HD95, NOT_MEASURED, RELATIVE_VOLUME_ERROR
@@ -84,6 +85,34 @@ def test_the_mean_is_over_cases_and_wins_are_over_patients():
     [found] = compare(measured({"A": [0, 0, 0, 0], "B": [0.1, 0.1, 0.1, -0.2]}, patients=["p", "p", "p", "q"]))
     assert found.difference == pytest.approx(0.025)
     assert (found.wins, found.ties, found.losses) == (1, 0, 1)
+
+
+def test_the_test_is_about_the_mean_over_cases():
+    """Sums 0.3, -0.2 and 0.1: six of the eight patterns of signs give a sum of 0.2 or more; of means, all would."""
+    values = {"A": [0.5] * 5, "B": [0.6, 0.6, 0.6, 0.3, 0.6]}
+    [found] = compare(measured(values, patients=["p", "p", "p", "q", "r"]))
+    assert found.difference == pytest.approx(0.04)
+    assert found.p == 6 / 8
+
+
+def test_comparisons_do_not_depend_on_how_many_are_computed_at_once(
+    random: np.random.Generator, monkeypatch: pytest.MonkeyPatch
+):
+    liver, tumour = ({name: random.random(130) for name in "ABCD"} for _ in range(2))
+    for values in tumour.values():
+        values[random.random(130) < 0.1] = NAN
+    for values in (liver, tumour):
+        values["D"] = [*values["D"][:-20], *[None] * 20]  # these patients are known of the others alone
+    few = measured({name: random.random(12) for name in "ABC"}, metric=HD95)
+    frames = [measured(liver, label="liver"), measured(tumour), few]
+    together = compare(*frames)
+    monkeypatch.setattr(inference, "COLUMNS_AT_ONCE", 1)
+    apart = compare(*frames)
+    assert len(together) == len(apart) > 20
+    for one, other in zip(together, apart, strict=True):
+        for name, value in vars(one).items():
+            expected = pytest.approx(value, rel=1e-5, nan_ok=True) if isinstance(value, float) else value
+            assert getattr(other, name) == expected, name
 
 
 def test_where_less_is_better_wins_and_improvements_are_those_of_less():

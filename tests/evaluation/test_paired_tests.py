@@ -56,6 +56,15 @@ def test_equal_sizes_are_as_extreme_as_what_was_observed():
     assert p == pytest.approx(stats.binomtest(27, 40).pvalue, abs=0.005)
 
 
+@pytest.mark.parametrize("resamples", [2**21, 20_000], ids=["exact", "drawn"])
+def test_sums_that_are_equal_on_paper_are_as_extreme_whatever_their_last_bits(resamples):
+    sizes = column(*[1, 3, 7] * 7)
+    sizes[:9] *= -1
+    [p] = sign_flip_p_values(sizes * 0.1, resamples=resamples, seed=0)
+    [of_whole_numbers] = sign_flip_p_values(sizes, resamples=2**21, seed=0)
+    assert p == pytest.approx(of_whole_numbers, abs=0 if resamples == 2**21 else 0.015)
+
+
 def test_a_p_value_is_never_zero():
     differences = column(*np.linspace(1, 2, 60))
     assert sign_flip_p_values(differences, resamples=999, seed=0)[0] == 1 / 1000
@@ -88,8 +97,9 @@ def test_the_signed_rank_test_by_hand():
 
 def test_equal_sizes_of_few_patients_are_ranked_together_and_tested_exactly():
     # Ranks 1.5, 1.5, 3, 4, the first negative: W- = 1.5; patterns with W- or W+ of at most 1.5: none, {1}, {2}, twice.
-    # Rounding in 0.3 - 0.2 and 0.9 - 0.8 must not tell the first two apart.
-    assert signed_rank_p_values(column(0.2 - 0.3, 0.9 - 0.8, 0.2, 0.4))[0] == pytest.approx(6 / 16)
+    # The last bit, in which 0.3 - 0.2 and 0.1 differ, must not tell the first two apart.
+    assert 0.3 - 0.2 < 0.1
+    assert signed_rank_p_values(column(0.2 - 0.3, 0.1, 0.2, 0.4))[0] == pytest.approx(6 / 16)
 
 
 def test_holm_by_hand():

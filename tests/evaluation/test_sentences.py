@@ -129,6 +129,8 @@ def test_without_support_it_says_what_stays_possible(raised):
 def test_test_and_interval_have_to_agree(raised):
     many = claim(replace(raised, p_holm=0.08))
     assert "can be claimed: the interval from 0.4 to 3.2 points excludes zero, but the test does not reject (p" in many
+    lower = claim(replace(raised, difference=-0.018, low=-0.032, high=-0.004, p_holm=0.08))
+    assert "the interval from -3.2 to -0.4 points excludes zero, but the test does not reject (p" in lower
     across = claim(replace(raised, low=-0.001))
     assert "can be claimed: the test sees one (p = 0.012" in across
     assert "but the interval from -0.1 to 3.2 points has zero" in across

@@ -59,6 +59,21 @@ def test_the_bootstrap_draws_near_what_all_possible_resamples_give(counts):
     assert found <= expected[1] * 1.001
 
 
+def test_pivots_are_those_of_each_resample_computed_by_itself_however_uneven_the_counts(random):
+    uneven, even = np.array([1, 1, 2, 500, 3, 1, 40, 1, 2, 90, 1, 5.0]), np.full(12, 2.0)
+    counts = np.stack([uneven, even, uneven, uneven[::-1]], axis=1)  # two columns share their counts
+    totals = counts * random.random((12, 4))
+    means, _ = ratios(totals, counts)
+    pivots = []
+    for weights in bootstrap._weights(12, 999, seed=3):
+        for number in weights.astype(int):
+            drawn = np.repeat(np.arange(12), number)
+            resampled, errors = ratios(totals[drawn], counts[drawn])
+            pivots.append(np.abs(resampled - means) / errors)
+    expected = np.sort(pivots, axis=0)[949]
+    np.testing.assert_allclose(pivot_quantiles(totals, counts, level=0.95, resamples=999, seed=3), expected, rtol=1e-4)
+
+
 def test_for_many_normal_values_the_interval_is_students(random):
     values = random.normal(size=(400, 8))
     interval = mean_intervals(values, ones_like(values), resamples=20_000)

@@ -148,9 +148,9 @@ class OtherGODC(GODCLoss):
         return super().of_statistics(statistics, voxels) * 2
 
 
-def changed(**changes):
+def changed(*, ignored=False, **changes):
     """The compound with other terms."""
-    loss = compound()
+    loss = compound(ignored=ignored)
     for path, value in changes.items():
         part, name = path.split("__")
         setattr(getattr(loss, part), name, value)
@@ -168,6 +168,8 @@ UNKNOWN = {
     "a subclass of GODC": lambda: of_other_class(OtherGODC),
     "class weights": lambda: changed(ce__weight=torch.tensor([1.0, 2.0, 3.0])),
     "label smoothing": lambda: changed(ce__label_smoothing=0.1),
+    "cross-entropy without a class": lambda: changed(ce__ignore_index=2),
+    "cross-entropy that ignores other voxels than Dice": lambda: changed(ignored=True, ce__ignore_index=0),
     "a sum of cross-entropies": lambda: changed(ce__reduction="sum"),
     "another nonlinearity": lambda: changed(dc__apply_nonlin=torch.sigmoid),
 }

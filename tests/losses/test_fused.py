@@ -169,6 +169,7 @@ def test_autocast_changes_nothing():
 def test_a_nan_logit_is_not_hidden(regions, dtype):
     logits, target, *rest = batch(regions=regions)
     logits[1, 2, 0, 0, 0] = math.nan
+    target[1, 0, 0, 0, 0] = 0  # of labels another one than that class
     sums = fused._soft_sums(logits.to(dtype), target, *rest)
     assert sums[1, 3 + 2].isnan()  # the prediction of its class
     assert sums[1, -2].isnan()
@@ -193,6 +194,19 @@ def test_a_label_that_is_no_class_is_named(dtype, label):
     with pytest.raises(ValueError, match=rf"holds the label {label}.0; .* stand for the labels 0 to 2"):
         soft_statistics_and_cross_entropy(logits.to(dtype), target)
     soft_statistics_and_cross_entropy(logits.to(dtype), target, ignore_label=label)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_ignored_labels_are_no_unknown_ones(dtype):
+    logits, target, _, ignore_label = batch(ignored=True)
+    target[0, 0, 0, 0, 0] = ignore_label  # ahead of the wrong one
+    logits[1, 2, 4, 5, 6] = math.nan  # only then are labels looked at
+    target[1, 0, 4, 5, 6] = 0
+    _, cross_entropy, _ = soft_statistics_and_cross_entropy(logits.to(dtype), target, ignore_label=ignore_label)
+    assert cross_entropy[1].isnan()
+    target[0, 0, 1, 2, 3] = 17
+    with pytest.raises(ValueError, match=r"holds the label 17.0;"):
+        soft_statistics_and_cross_entropy(logits.to(dtype), target, ignore_label=ignore_label)
 
 
 @pytest.mark.parametrize(

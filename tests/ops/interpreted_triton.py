@@ -123,13 +123,15 @@ def errors(case):
 
 
 def special_values():
-    """What an offset that is no number, or infinite, makes of the output, beside the reference's."""
+    """What an offset that is no number, or infinite, makes of output and gradients, beside the reference's."""
     input, offset, weight = torch.ones(1, 16, 2, 3, 4), torch.zeros(1, 3, 2, 3, 4), torch.ones(16, 16, 1, 1, 1)
     offset[0, 0, 0, 1, 2] = float("nan")
     offset[0, 1, 1, 1, 1] = float("inf")
     offset[0, 2, 1, 2, 0] = -float("inf")
-    arguments = Arguments(input, offset, weight, None, [0, 0, 0], [1, 1, 1], 1)
-    return [backend.forward(arguments, None)[0, 0].flatten().tolist() for backend in (_triton, _reference)]
+    grad, mask = torch.ones(1, 16, 2, 3, 4), -torch.ones(1, 1, 2, 3, 4)
+    rest = [0, 0, 0], [1, 1, 1], 1
+    results = [run(backend, grad, input, offset, weight, None, mask, rest) for backend in (_triton, _reference)]
+    return [[value.tolist() for value in values] for values in results]
 
 
 def infinite_gradient():

@@ -279,13 +279,20 @@ def test_samples_far_outside_are_zero_and_have_no_gradient(far: float) -> None:
         assert gradient.eq(0).all()
 
 
-def test_a_nan_offset_shows_in_the_output_and_nowhere_else() -> None:
-    input, weight = random(1, 1, 3, 4), random(1, 1, 1, 1)
+def test_a_nan_offset_shows_in_its_voxel_and_in_every_gradient() -> None:
+    input, weight, mask = random(1, 1, 3, 4), random(1, 1, 1, 1), random(1, 1, 3, 4)
     offset = torch.zeros(1, 2, 3, 4, dtype=torch.float64)
     offset[0, 0, 1, 2] = math.nan
-    output = deform_conv(input, offset, weight)
-    assert output[0, 0, 1, 2].isnan()
-    assert output.isnan().sum() == 1
+    offset.requires_grad_()
+    output = deform_conv(input, offset, weight, mask=mask)
+    voxel = torch.zeros(3, 4, dtype=torch.bool)
+    voxel[1, 2] = True
+    assert output[0, 0].isnan().equal(voxel)
+    by_input, by_offset, by_mask, by_weight = torch.autograd.grad(output.sum(), (input, offset, mask, weight))
+    assert by_offset[0].isnan().any(0).equal(voxel)
+    assert by_mask[0, 0].isnan().equal(voxel)
+    assert by_weight.isnan().all()
+    assert by_input.isnan().any()
 
 
 @pytest.mark.parametrize("size", [(1, 1, 1), (1, 7, 1), (2, 1, 5)])

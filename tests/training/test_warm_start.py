@@ -13,6 +13,7 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunet_godc import trainers
 from nnunet_godc.cli import main
 from nnunet_godc.errors import UserError
+from nnunet_godc.training.checkpoint import read_checkpoint
 from nnunet_godc.training.warm_start import warm_start
 
 MakeTrainer = Callable[..., Any]
@@ -47,6 +48,14 @@ def test_the_warm_started_trainer_predicts_what_the_stock_one_did(
     with torch.no_grad():
         for ours, theirs in zip(warm.network(patch), trainer.network(patch), strict=True):
             assert ours.equal(theirs)
+
+
+def test_the_axes_that_prediction_may_mirror_are_kept(stock: tuple[nnUNetTrainer, Path], tmp_path: Path) -> None:
+    trainer, file = stock
+    trainer.inference_allowed_mirroring_axes = (0, 2)
+    trainer.save_checkpoint(str(file))
+    warm_start(file, tmp_path / "warm.pth", "nnUNetTrainerLFAM")
+    assert read_checkpoint(tmp_path / "warm.pth")["inference_allowed_mirroring_axes"] == (0, 2)
 
 
 def test_nnunet_refuses_the_stock_checkpoint_itself(
