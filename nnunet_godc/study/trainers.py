@@ -31,6 +31,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from nnunet_godc.combined_names import parts_of
 from nnunet_godc.errors import UserError
 from nnunet_godc.spelling import nearest_name, nearest_trainer_name
 
@@ -101,7 +102,7 @@ def look_up(trainers: Sequence[str], planners: Sequence[str] = (), known: Mappin
         before = (known or {}).get(name)
         if before is not None and before.files and before.is_untouched():
             code[name] = before
-        elif (place := _classes_in_source().get(name)) is not None and _is_installed(place[1]):
+        elif (place := _place_of(name)) is not None and _is_installed(place[1]):
             code[name] = Code(versions={package: package_version(package) for package in place[0]})
     asked = [name for name in dict.fromkeys(trainers) if name not in code]
     asked_planners = [name for name in dict.fromkeys(planners) if name not in _classes_in_source()]
@@ -114,6 +115,14 @@ def look_up(trainers: Sequence[str], planners: Sequence[str] = (), known: Mappin
         raise UserError(f"nnU-Net cannot look for trainers: {last[0]}; `nnunet-godc doctor` says more.")
     found = json.loads(answer.stdout)
     return Answer(code | {name: Code(**values) for name, values in found["code"].items()}, found["unknown"])
+
+
+def _place_of(trainer: str) -> tuple[tuple[str, ...], Path] | None:
+    """As `_classes_in_source` has it; those that are combined by name are made in our own package."""
+    ours = importlib.util.find_spec("nnunet_godc.trainers")
+    if trainer not in _classes_in_source() and ours is not None and ours.origin and parts_of(trainer) is not None:
+        return ("nnunetv2", "nnunet-godc"), Path(ours.origin)
+    return _classes_in_source().get(trainer)
 
 
 @cache
