@@ -26,7 +26,9 @@ def nearest_trainer_name(misspelt: str, known: Iterable[str]) -> str | None:
     if right := combined_names.in_order(misspelt):
         return right
     _, schedule = combined_names.without_schedule(misspelt)
-    scheduled = (f"{name}{schedule}" for name in combined_names.names())
+    # nnU-Net's own trainer of the Dice loss is found before it comes to this
+    ours = (name for name in combined_names.names() if name != f"{combined_names.PREFIX}DiceLoss")
+    scheduled = (f"{name}{schedule}" for name in ours)
     names = {variant(name): name for name in (*scheduled, *known) if name.lower().startswith(_TRAINER_PREFIX)}
     nearest = get_close_matches(variant(misspelt), names, n=1, cutoff=_CUTOFF)
     return names[nearest[0]] if nearest else None

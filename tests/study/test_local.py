@@ -27,6 +27,7 @@ from nnunet_godc.study.local import LocalExecutor
 import signal
 signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(143))
 signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell makes its background jobs ignore
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # which nohup ignores
 folder = Path(sys.argv[1])
 LocalExecutor().queue(folder, [read_job(folder, name) for name in sys.argv[2:]]).work()
 """

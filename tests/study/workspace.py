@@ -42,6 +42,7 @@ from nnunet_godc.study import planning, run
 from nnunet_godc.study.study_file import read_study
 signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(143))
 signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell makes its background jobs ignore
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # which nohup ignores
 root = sys.argv[1]
 run.jobs_of = lambda *of: [
     replace(job, command=("python", {str(STAND_IN)!r}, root, *job.command)) for job in planning.jobs_of(*of)
