@@ -122,8 +122,9 @@ def errors(case):
     return result
 
 
-def special_values():
+def special_values(deterministic):
     """What an offset that is no number, or infinite, makes of output and gradients, beside the reference's."""
+    torch.use_deterministic_algorithms(deterministic)
     input, offset, weight = torch.ones(1, 16, 2, 3, 4), torch.zeros(1, 3, 2, 3, 4), torch.ones(16, 16, 1, 1, 1)
     offset[0, 0, 0, 1, 2] = float("nan")
     offset[0, 1, 1, 1, 1] = float("inf")
@@ -157,7 +158,8 @@ def main():
             results[name] = errors(case)
         except Exception:
             results[name] = traceback.format_exc()
-    results["special values"] = special_values()
+    results["special values"] = special_values(deterministic=False)
+    results["special values, deterministic"] = special_values(deterministic=True)
     results["infinite gradient"] = infinite_gradient()
     results["zero gradient"] = zero_gradient()
     json.dump(results, sys.stdout)
