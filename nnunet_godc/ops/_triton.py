@@ -97,8 +97,8 @@ def _fixed_point(call: Call, grad_output: Tensor) -> Tensor:
     """The power of two by which the input's gradient is multiplied to be added up in 64-bit integers.
 
     |dx| <= sum over all samples that read x of |dS|, and |dS| <= max |dy| * max_kc sum_o |W_okc|, times |m|; the factor
-    takes the largest sum possible to 2^62. A gradient that is infinite, or what is no number anywhere, makes the factor,
-    and with it the result, no number: GradScaler finds it.
+    takes the largest sum possible to 2^62. A gradient that is infinite, or what is no number anywhere, makes the
+    factor, and with it the result, no number: GradScaler finds it.
     """
     bound = grad_output.abs().amax().double() * call.kernel.abs().sum(1, dtype=torch.float64).amax()
     if call.mask is not None:
