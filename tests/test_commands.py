@@ -68,7 +68,9 @@ def test_a_signal_ends_the_running_command_and_its_workers(tmp_path, number, sta
     """As in `nnunet-godc demo`: the command's own worker process must not stay behind either."""
     workers = tmp_path / "workers"
     code = (
-        "import os, sys\n"
+        "import os, signal, sys\n"
+        # which a shell makes its background jobs ignore
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "from pathlib import Path\n"
         "from nnunet_godc import cli\n"
         "import nnunet_godc.demo\n"
