@@ -35,13 +35,12 @@ from nnunet_godc import trainers
 from nnunet_godc.commands import duration, find_command, run_visibly, small_environment
 from nnunet_godc.errors import UserError
 from nnunet_godc.shrunken_plans import write_shrunken_plans
-from nnunet_godc.trainers import schedules
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 STOCK = "nnUNetTrainer"
 # The most important first: where the time does not suffice, the last ones are left out.
 FIRST = ["nnUNetTrainerGODCLFAM", "nnUNetTrainerGODC", "nnUNetTrainerGODCLFAMLite", "nnUNetTrainerLFAM"]
-OTHERS = [name for name in trainers.__all__ if name not in (*FIRST, *schedules.__all__) and not name.endswith("Demo")]
+OTHERS = [name for name in trainers.__all__ if name not in (*FIRST, *trainers.SHORT) and not name.endswith("Demo")]
 TRAINERS = [*FIRST, *OTHERS]
 CONFIGURATIONS = ["3d_fullres", "2d"]
 DATASET_ID = 4

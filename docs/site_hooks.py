@@ -67,9 +67,9 @@ def _trainers() -> Iterator[str]:
     from nnunet_godc import trainers
 
     yield "# Trainers\n"
-    yield "Names for `nnUNetv2_train -tr` and where else nnU-Net takes a trainer. Any of them also with `_seed1`, and"
-    yield "those for use also with `_50epochs`, `_100epochs` or `_250epochs` behind it.\n"
-    names = [name for name in trainers.__all__ if not re.search(r"_\d+epochs$", name)]
+    yield "Names for `nnUNetv2_train -tr` and where else nnU-Net takes a trainer. Any of them also with `_50epochs` or"
+    yield "another number, and then with `_seed1` or another number, behind it.\n"
+    names = [name for name in trainers.__all__ if name not in trainers.SHORT]
     for title, chosen in {
         "For use": [name for name in names if "Evidence" not in name and "Smoke" not in name and "Demo" not in name],
         "Of the evidence studies": [name for name in names if "Evidence" in name],

@@ -47,3 +47,9 @@ def nearest_name(misspelt: str, known: Iterable[str]) -> str | None:
     names = {name.lower(): name for name in sorted(known)}
     nearest = get_close_matches(misspelt.lower(), names, n=1, cutoff=_CUTOFF)
     return names[nearest[0]] if nearest else None
+
+
+def names_of_subclasses(parent: type) -> set[str]:
+    """The names of a class and of all that derive from it and were imported."""
+    children: list[type] = parent.__subclasses__()
+    return {parent.__name__}.union(*map(names_of_subclasses, children))

@@ -8,7 +8,7 @@ from nnunet_godc.compatibility import require_supported_nnunet
 require_supported_nnunet()
 
 # after the check, whose sentence would otherwise be a traceback out of an nnU-Net that is too old
-from nnunet_godc.trainers import evidence, schedules  # noqa: E402
+from nnunet_godc.trainers import evidence  # noqa: E402
 from nnunet_godc.trainers.demo import nnUNetTrainerGODCLFAMDemo  # noqa: E402
 from nnunet_godc.trainers.evidence import *  # noqa: E402, F403
 from nnunet_godc.trainers.godc import (  # noqa: E402
@@ -38,7 +38,6 @@ from nnunet_godc.trainers.networks import (  # noqa: E402
     nnUNetTrainerUNetPlusPlus,
 )
 from nnunet_godc.trainers.safe import nnUNetTrainerSafe  # noqa: E402
-from nnunet_godc.trainers.schedules import *  # noqa: E402, F403
 from nnunet_godc.trainers.smoke import nnUNetTrainerGODCSmoke, nnUNetTrainerSmoke  # noqa: E402
 
 __all__ = [
@@ -65,5 +64,21 @@ __all__ = [
     "nnUNetTrainerUNet",
     "nnUNetTrainerUNetPlusPlus",
     *evidence.__all__,
-    *schedules.__all__,
 ]
+
+# In the schedules that nnU-Net has for its own; of any other length, and of combinations, they are there as well.
+SHORT = [
+    f"{name}_{epochs}epochs"
+    for name in __all__
+    if name.startswith(("nnUNetTrainerGODC", "nnUNetTrainerLFAM")) and not name.endswith(("Demo", "Smoke"))
+    for epochs in (50, 100, 250)
+]
+__all__ += SHORT
+
+
+def __getattr__(name: str) -> object:
+    if name in SHORT:
+        from nnunet_godc.trainers import combinations
+
+        return getattr(combinations, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,6 +1,7 @@
-"""Every network with every loss, LFAM and schedule: `nnUNetTrainerAttentionUNetGODCLFAM_50epochs`.
+"""Trainers by their names: any network, loss and LFAM in one, and any trainer of ours in a shorter schedule.
 
-The names stand nowhere: a class is made when it is asked for, here and by nnU-Net's search alike. A seed may follow.
+`nnUNetTrainerAttentionUNetGODCLFAM` and `nnUNetTrainerGODCLFAMPaper_50epochs` stand nowhere: a class is made when it is
+asked for, here and by nnU-Net's search alike. A seed may follow.
 """
 
 from __future__ import annotations
@@ -10,8 +11,8 @@ from functools import cache
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.training.nnUNetTrainer.variants.loss.nnUNetTrainerDiceLoss import nnUNetTrainerDiceLoss
 
-from nnunet_godc.combined_names import PREFIX, parts_of
-from nnunet_godc.trainers import godc, lfam, networks
+from nnunet_godc import trainers
+from nnunet_godc.combined_names import PREFIX, parts_of, without_schedule
 from nnunet_godc.training import with_epochs
 
 
@@ -25,14 +26,24 @@ def __getattr__(name: str) -> type[nnUNetTrainer]:
 @cache
 def _combined(name: str) -> type[nnUNetTrainer] | None:
     """One class for a name, however often nnU-Net asks; None where there is no such trainer."""
+    bare, schedule = without_schedule(name)
+    trainer = None if without_schedule(bare)[1] else _unscheduled(bare)
+    if trainer is None or not schedule:
+        return trainer
+    return with_epochs(trainer, int(schedule.removeprefix("_").removesuffix("epochs")), __name__)
+
+
+@cache
+def _unscheduled(name: str) -> type[nnUNetTrainer] | None:
+    """The class of that name in the package, or a combination; None where it is neither."""
+    if name in trainers.__all__:
+        found: type[nnUNetTrainer] = getattr(trainers, name)
+        return found
     parts = parts_of(name)
     if parts is None:
         return None
-    if parts.epochs is not None:
-        trainer = _combined(parts._replace(epochs=None).name)
-        return None if trainer is None else with_epochs(trainer, parts.epochs, __name__)
     # loss and LFAM before the network, whose layers and outputs they work on
-    bases = [_trainer_of(part) for part in (parts.loss, parts.alignment, parts.network) if part]
+    bases = [_part(part) for part in (parts.loss, parts.alignment, parts.network) if part]
     if len(bases) < 2:
         return bases[0] if bases else nnUNetTrainer
     if bases[0] is nnUNetTrainerDiceLoss:
@@ -41,10 +52,9 @@ def _combined(name: str) -> type[nnUNetTrainer] | None:
     return type(name, tuple(bases), {"__module__": __name__, "__doc__": f"{', '.join(made)} in one trainer."})
 
 
-def _trainer_of(part: str) -> type[nnUNetTrainer]:
+def _part(part: str) -> type[nnUNetTrainer]:
     name = f"{PREFIX}{part}"
-    if name == nnUNetTrainerDiceLoss.__name__:
-        found: type[nnUNetTrainer] = nnUNetTrainerDiceLoss
-    else:
-        found = next(vars(module)[name] for module in (godc, lfam, networks) if name in vars(module))
+    found: type[nnUNetTrainer] = (
+        nnUNetTrainerDiceLoss if name == nnUNetTrainerDiceLoss.__name__ else getattr(trainers, name)
+    )
     return found

@@ -29,13 +29,8 @@ def __getattr__(name: str) -> object:
 
         from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
-        from nnunet_godc.spelling import point_out_misspelling
+        from nnunet_godc.spelling import names_of_subclasses, point_out_misspelling
 
         # nnU-Net's own trainers are among the candidates: its search has just imported and dismissed them all.
-        point_out_misspelling(name, frozenset(_names_of_subclasses(nnUNetTrainer)))
+        point_out_misspelling(name, frozenset(names_of_subclasses(nnUNetTrainer)))
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-
-
-def _names_of_subclasses(parent: type) -> set[str]:
-    children: list[type] = parent.__subclasses__()
-    return {parent.__name__}.union(*(_names_of_subclasses(child) for child in children))

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -34,16 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "tables that an earlier evaluation has written (measurements.csv), which are joined and not measured again",
     )
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for tables and report")
-    parser.add_argument(
-        "-np",
-        type=int,
-        default=available_cores(),
-        metavar="N",
-        help="worker processes, default: %(default)s; 0 for none",
-    )
-    parser.add_argument(
-        "--patients", type=Path, metavar="FILE", help="CSV case,patient; default: as nnunet-godc convert has recorded"
-    )
+    add_workers_and_patients(parser)
 
     page = parser.add_argument_group("page to look at, as nnunet-godc report writes it")
     page.add_argument("--html", action="store_true", help="write index.html beside the tables")
@@ -131,6 +123,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     statistics.add_argument("--seed", type=int, default=0, help="of all that is drawn, default: %(default)s")
 
 
+def add_workers_and_patients(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "-np",
+        type=int,
+        default=available_cores(),
+        metavar="N",
+        help="worker processes, default: %(default)s; 0 for none",
+    )
+    parser.add_argument(
+        "--patients", type=Path, metavar="FILE", help="CSV case,patient; default: as nnunet-godc convert has recorded"
+    )
+
+
 def add_cases(parser: argparse.ArgumentParser | argparse._ArgumentGroup) -> None:
     parser.add_argument(
         "--cases",
@@ -149,20 +154,13 @@ def run(arguments: argparse.Namespace) -> int:
         )
     if arguments.pred and arguments.ref is None:
         raise UserError("-pred needs the references; give their folder with -ref")
-    from tqdm import tqdm
-
     from nnunet_godc.evaluation import evaluate
 
     if arguments.html:
         from nnunet_godc.report.assets import check_packages
 
         check_packages()
-    with tqdm(unit="case", disable=None) as bar:
-
-        def show(done: int, total: int) -> None:
-            bar.total = total
-            bar.update(done - bar.n)
-
+    with progress_bar("measuring") as show:
         evaluation = evaluate(
             arguments.results,
             arguments.out,
@@ -194,6 +192,20 @@ def run(arguments: argparse.Namespace) -> int:
     return show_problems(problems)
 
 
+@contextmanager
+def progress_bar(doing: str) -> Iterator[Callable[[int, int], None]]:
+    """A bar on a terminal, which the function that it gives moves on: called with cases that are done, and all."""
+    from tqdm import tqdm
+
+    with tqdm(unit="case", disable=None, desc=doing) as bar:
+
+        def show(done: int, total: int) -> None:
+            bar.total = total
+            bar.update(done - bar.n)
+
+        yield show
+
+
 def write_page_of(
     evaluation: Evaluation,
     arguments: argparse.Namespace,
@@ -203,16 +215,9 @@ def write_page_of(
     running: Sequence[Path] = (),
 ) -> Page:
     """Writes the page beside the tables, and says where it is."""
-    from tqdm import tqdm
-
     from nnunet_godc.report.page import write_page
 
-    with tqdm(unit="case", disable=None, desc="drawing") as bar:
-
-        def show(done: int, total: int) -> None:
-            bar.total = total
-            bar.update(done - bar.n)
-
+    with progress_bar("drawing") as show:
         page = write_page(
             evaluation,
             arguments.out,

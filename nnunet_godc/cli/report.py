@@ -5,8 +5,13 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from nnunet_godc.cli.evaluate import add_cases, show_problems, write_page_of
-from nnunet_godc.workers import available_cores
+from nnunet_godc.cli.evaluate import (
+    add_cases,
+    add_workers_and_patients,
+    progress_bar,
+    show_problems,
+    write_page_of,
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -21,17 +26,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for the page and its tables")
     parser.add_argument("--baseline", metavar="TRAINER", help="compare every trainer with this one, and show it first")
-    parser.add_argument(
-        "--patients", type=Path, metavar="FILE", help="CSV case,patient; default: as nnunet-godc convert has recorded"
-    )
+    add_workers_and_patients(parser)
     add_cases(parser)
-    parser.add_argument(
-        "-np",
-        type=int,
-        default=available_cores(),
-        metavar="N",
-        help="worker processes, default: %(default)s; 0 for none",
-    )
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -41,14 +37,7 @@ def run(arguments: argparse.Namespace) -> int:
 
     check_packages()
     tables = sort_tables(arguments.results)
-    from tqdm import tqdm
-
-    with tqdm(unit="case", disable=None, desc="measuring") as bar:
-
-        def show(done: int, total: int) -> None:
-            bar.total = total
-            bar.update(done - bar.n)
-
+    with progress_bar("measuring") as show:
         evaluation = evaluate(
             tables.results,
             arguments.out,

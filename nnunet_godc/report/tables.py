@@ -10,10 +10,10 @@ import pandas as pd
 
 from nnunet_godc.errors import UserError
 from nnunet_godc.evaluation import read_tables
+from nnunet_godc.evaluation.evaluate import MEASUREMENTS
 from nnunet_godc.evaluation.results import CROSS_VALIDATION
 from nnunet_godc.report.curves import is_model, is_table_of_epochs, read_table_of_epochs
 
-MEASUREMENTS = "measurements.csv"
 VOLUMES = ["case", "label", "reference_mm3"]
 
 

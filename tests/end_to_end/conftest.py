@@ -159,6 +159,19 @@ def tiny_workspace(make_workspace: Callable[[str], Workspace]) -> Workspace:
     return workspace
 
 
+@pytest.fixture(scope="module")
+def workspace(tiny_workspace: Workspace, request: pytest.FixtureRequest) -> Workspace:
+    """The tiny one, with the trainers of a module's `USERS_TRAINERS`."""
+    (tiny_workspace.users_trainers / f"{request.path.stem}.py").write_text(request.module.USERS_TRAINERS)
+    return tiny_workspace
+
+
+@pytest.fixture
+def images(workspace: Workspace) -> Path:
+    """The images of the held-out case."""
+    return workspace.raw / DATASET / "imagesTs"
+
+
 @pytest.fixture
 def read_checkpoint() -> Callable[[Path], dict[str, Any]]:
     """Reads a checkpoint of nnU-Net whole."""

@@ -55,19 +55,6 @@ class nnUNetTrainerGODCLFAMFrozen(Tiny, nnUNetTrainerGODCLFAM):
 """
 
 
-@pytest.fixture(scope="module")
-def workspace(tiny_workspace: Any) -> Any:
-    (tiny_workspace.users_trainers / "tiny.py").write_text(USERS_TRAINERS)
-    return tiny_workspace
-
-
-@pytest.fixture
-def images(workspace: Any) -> Path:
-    """The images of the held-out case."""
-    folder: Path = workspace.raw / DATASET / "imagesTs"
-    return folder
-
-
 def cross_validate(workspace: Any, configuration: str, trainer: str) -> list[Path]:
     return [workspace.train(DATASET, configuration, fold, trainer, PLANS, "--npz") for fold in (0, 1)]
 

@@ -40,18 +40,6 @@ for network in {NETWORKS}:
 """
 
 
-@pytest.fixture(scope="module")
-def workspace(tiny_workspace: Any) -> Any:
-    (tiny_workspace.users_trainers / "tiny_networks.py").write_text(USERS_TRAINERS)
-    return tiny_workspace
-
-
-@pytest.fixture
-def images(workspace: Any) -> Path:
-    folder: Path = workspace.raw / DATASET / "imagesTs"
-    return folder
-
-
 def options(trainer: str) -> list[str]:
     return ["-d", DATASET, "-tr", trainer, "-c", "2d", "-p", PLANS]
 
