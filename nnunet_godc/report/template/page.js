@@ -537,10 +537,11 @@
     parts.push(make("fieldset", { "aria-label": "Overlays" }, ...boxes));
     parts.push(range("Opacity", { type: "range", min: 0, max: 1, step: 0.05, value: state.opacity }, (opacity) => update({ opacity })));
     if (content.hasImage) {
-      parts.push(range("Window from", { ...numbers, value: content.window[0] }, (low) => update({ low })));
-      parts.push(range("to", { ...numbers, value: content.window[1] }, (high) => update({ high })));
+      parts.push(make("span", { class: "pair" },
+        range("Window from", { ...numbers, value: content.window[0] }, (low) => update({ low })),
+        range("to", { ...numbers, value: content.window[1] }, (high) => update({ high }))));
     }
-    if (content.step > 1) parts.push(make("span", { class: "muted" }, `Every ${content.step}th voxel at the finest`));
+    if (content.step > 1) parts.push(make("span", { class: "muted" }, `Up to ${content.step} voxels along an axis are shown as one`));
     return make("div", { class: "controls" }, ...parts);
   }
 
