@@ -347,26 +347,27 @@ def _volume_chart(
     number = {case: index for index, case in enumerate(cases)}
     points, lines, differences = [], [], []
     first: pd.Series[Any] | None = None
-    shares = subject != "Dice"  # found or not: points on two lines tell nothing
     for index, method in enumerate(methods):
         key = (method.configuration, method.plans, method.trainer)
         if key not in averaged.index.droplevel(["case", "lesion"]):
             continue
         own = averaged.loc[key]
         ml, values = own["volume_ml"].to_numpy(dtype=np.float64), 100 * own["value"].to_numpy(dtype=np.float64)
-        if not shares:
-            at = [number[case] for case in own.index.get_level_values("case")]
-            points.append(Series(index, "points", _listed(ml), _listed(values), at=at, faint=True))
-        lines.append(
-            Series(index, "line", _listed(10**grid), _listed(smooth(np.log10(ml), values, grid)), hint="smooth")
-        )
+        at = [number[case] for case in own.index.get_level_values("case")]
+        points.append(Series(index, "points", _listed(ml), _listed(values), at=at, faint=True))
+        line = smooth(np.log10(ml), values, grid)
+        if np.isfinite(line).any():  # not of a few lesions
+            lines.append(Series(index, "line", _listed(10**grid), _listed(line), hint="smooth"))
         if first is None:
             first = own["value"]
             continue
         both = (100 * (own["value"] - first)).dropna()
         there = own.loc[both.index, "volume_ml"].to_numpy(dtype=np.float64)
         line = smooth(np.log10(there), both.to_numpy(dtype=np.float64), grid)
-        differences.append(Series(index, "line", _listed(10**grid), _listed(line), hint="smooth"))
+        if np.isfinite(line).any():
+            differences.append(Series(index, "line", _listed(10**grid), _listed(line), hint="smooth"))
+    if lines and subject != "Dice":
+        points = []  # found or not: points on two lines tell nothing that the smooth ones do not
     limits = _limits(100 * averaged["value"].to_numpy(dtype=np.float64))
     volume = Axis(f"volume of the {unit} (ml)" if unit == "lesion" else f"volume of {label} in the case (ml)", log=True)
     panels = [Panel(subject, volume, Axis(f"{subject} (%)", limits=limits), [*points, *lines])]
@@ -374,7 +375,8 @@ def _volume_chart(
         title = f"Difference from {names[methods[0]]}"
         panels.append(Panel(title, volume, Axis("difference (points)"), differences, "y"))
     each = f"Each point is a {unit}. " if points else f"Of the {unit}s of each volume, how many were found. "
-    note = f"{each}Lines: means over neighbours, weighted by a Gaussian of {NEIGHBOURHOOD:g} decades of volume."
+    drawn = f"Lines: means over neighbours, weighted by a Gaussian of {NEIGHBOURHOOD:g} decades of volume."
+    note = f"{each}{drawn if lines else ''}".rstrip()
     title = f"{subject} by volume, {label}"
     return Chart(name, title, note, [names[m] for m in methods], panels, subject, label, cases)
 

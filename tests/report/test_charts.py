@@ -121,3 +121,14 @@ def test_tables_alone_are_enough(study: Study) -> None:
             section, alone.measurements, reference_volumes(study.evaluation.measurements), BASELINE
         )
     )
+
+
+def test_no_panel_is_empty_where_lesions_are_few(study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("nnunet_godc.report.charts.FEWEST_NEIGHBOURS", 1000.0)
+    measurements = study.evaluation.measurements
+    section = next(part.section for part in study.evaluation.parts if part.section is not None)
+    drawn = section_charts(section, measurements, reference_volumes(measurements), BASELINE)
+    assert any("found-by-volume" in chart.name for chart in drawn)
+    for chart in drawn:
+        for panel in chart.panels:
+            assert any(np.isfinite(np.asarray(series.y, dtype=float)).any() for series in panel.series), chart.name
