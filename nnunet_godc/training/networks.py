@@ -29,9 +29,11 @@ class NetworkMixin(SafeMixin, HyperparametersMixin):
 
     Attributes:
         title: what the network is called in messages.
+        needs: the package that it comes from, if that is an extra.
     """
 
     title: ClassVar[str]
+    needs: ClassVar[str | None] = None
 
     @classmethod
     def make_network(
@@ -60,6 +62,10 @@ class NetworkMixin(SafeMixin, HyperparametersMixin):
         enable_deep_supervision: bool = True,
     ) -> nn.Module:
         _check_patch_size(cls, configuration_manager)
+        if cls.needs is not None and find_spec(cls.needs) is None:
+            raise UserError(
+                f"{cls.title} comes from {cls.needs}, which is not installed: pip install 'nnunet-godc[comparison]'."
+            )
         return cls.make_network(configuration_manager, num_input_channels, num_output_channels, enable_deep_supervision)
 
     def initialize(self) -> None:
@@ -194,30 +200,10 @@ class _ForeignNetwork(NetworkMixin):
     nnUNetTrainerNoDeepSupervision if it does not.
 
     Attributes:
-        needs: the package that it comes from, if that is an extra.
         supervised_outputs: how many outputs of the size of the patch it gives for deep supervision; 0 for none.
     """
 
-    needs: ClassVar[str | None] = None
     supervised_outputs: ClassVar[int] = 0
-
-    @classmethod
-    def make_network(
-        cls, configuration: ConfigurationManager, input_channels: int, num_classes: int, deep_supervision: bool
-    ) -> nn.Module:
-        if cls.needs is not None and find_spec(cls.needs) is None:
-            raise UserError(
-                f"{cls.title} comes from {cls.needs}, which is not installed: pip install 'nnunet-godc[comparison]'."
-            )
-        network = cls.make_foreign(configuration, input_channels, num_classes, deep_supervision)
-        network.apply(InitWeights_He(1e-2))
-        return network
-
-    @classmethod
-    def make_foreign(
-        cls, configuration: ConfigurationManager, input_channels: int, num_classes: int, deep_supervision: bool
-    ) -> nn.Module:
-        raise NotImplementedError
 
     def set_hyperparameters(self) -> None:
         super().set_hyperparameters()
@@ -259,14 +245,15 @@ class UNetPlusPlusMixin(_ForeignNetwork):
         return _product(cls.strides(configuration))
 
     @classmethod
-    def make_foreign(
+    def make_network(
         cls, configuration: ConfigurationManager, input_channels: int, num_classes: int, deep_supervision: bool
     ) -> nn.Module:
         from nnunet_godc.networks.from_monai import UNetPlusPlus
 
         planned = list(_plan(configuration)["features_per_stage"][: cls.LEVELS])
         widths = planned + planned[-1:] * (cls.LEVELS - len(planned))
-        return UNetPlusPlus(input_channels, num_classes, widths, cls.strides(configuration), deep_supervision)
+        network = UNetPlusPlus(input_channels, num_classes, widths, cls.strides(configuration), deep_supervision)
+        return network.apply(InitWeights_He(1e-2))
 
     @classmethod
     def not_taken(cls, configuration: ConfigurationManager) -> list[str]:
@@ -293,13 +280,14 @@ class AttentionUNetMixin(_ForeignNetwork):
         return _product([list(stride) for stride in _plan(configuration)["strides"][1:]])
 
     @classmethod
-    def make_foreign(
+    def make_network(
         cls, configuration: ConfigurationManager, input_channels: int, num_classes: int, deep_supervision: bool
     ) -> nn.Module:
         from nnunet_godc.networks.from_monai import attention_unet
 
         plan = _plan(configuration)
-        return attention_unet(input_channels, num_classes, plan["features_per_stage"], plan["strides"][1:])
+        network = attention_unet(input_channels, num_classes, plan["features_per_stage"], plan["strides"][1:])
+        return network.apply(InitWeights_He(1e-2))
 
     @classmethod
     def not_taken(cls, configuration: ConfigurationManager) -> list[str]:
@@ -337,12 +325,12 @@ class CENetMixin(_ForeignNetwork):
         return [DIVISOR] * axes
 
     @classmethod
-    def make_foreign(
+    def make_network(
         cls, configuration: ConfigurationManager, input_channels: int, num_classes: int, deep_supervision: bool
     ) -> nn.Module:
         from nnunet_godc.networks.ce_net import CENet
 
-        return CENet(input_channels, num_classes)
+        return CENet(input_channels, num_classes).apply(InitWeights_He(1e-2))
 
     @classmethod
     def not_taken(cls, configuration: ConfigurationManager) -> list[str]:
