@@ -247,7 +247,6 @@ class TestInterruption:
         second.run_training()  # nobody trains there any more
         assert not (folder_of(first) / LOCK).exists()
 
-
     @pytest.mark.slow
     def test_a_training_killed_twenty_times_ends_with_a_history_without_a_hole(self, make_short: MakeTrainer) -> None:
         def go_on(**members: Any) -> nnUNetTrainer:
@@ -264,14 +263,12 @@ class TestInterruption:
             child = os.fork()
             if child == 0:
                 torch.set_num_threads(1)
-                # at the latest once there is progress, so that a slow machine gets somewhere, too
-                on_batch = lambda trainer, batch: os.write(pipe[1], b".") and batch  # noqa: E731
                 try:
-                    go_on(on_batch=on_batch)
+                    go_on(on_batch=lambda trainer, batch, told=pipe[1]: os.write(told, b".") and batch)
                 finally:
                     os._exit(1)
             os.close(pipe[1])
-            for _ in range(random.integers(1, 12)):
+            for _ in range(random.integers(1, 12)):  # by batches, so that a slow machine gets as far as a fast one
                 assert os.read(pipe[0], 1), "the training has ended before it was killed"
             time.sleep(random.uniform(0, 0.05))
             os.kill(child, signal.SIGKILL)
