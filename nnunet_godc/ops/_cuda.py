@@ -31,7 +31,7 @@ OUTPUTS = 512  # at most: their gradient at a tile has to fit into shared memory
 VOXELS = 64  # of a tile
 CELLS_X = 15  # of the window along x: a fragment of the tensor cores has 16 voxels
 MARGIN = 2  # voxels beyond the regular taps along z and y; samples further away are added one by one
-MOST_CELLS = 20  # along z and y, however far apart taps are
+MOST_CELLS = 14  # along z and y, however far apart taps are
 MANY_WARPS, FEW_WARPS = 16, 8  # where a multiprocessor holds one block, or two
 
 
@@ -61,6 +61,8 @@ def supports(arguments: Arguments) -> bool:
         and arguments.mask is None
         and arguments.weight.shape[0] <= OUTPUTS
         and arguments.input.shape[0] * arguments.offset_groups < 2**16
+        # a sample's values are counted by 32 bits, padded channels with them
+        and arguments.input.shape[2:].numel() * (arguments.input.shape[1] + 64 * arguments.offset_groups) < 2**30
         and not torch.are_deterministic_algorithms_enabled()
     )
 
@@ -204,7 +206,7 @@ def launch_gradient(
 
 def shared_bytes(taps: int, axes: int, warps: int, window: tuple[int, int], outputs: int) -> int:
     """Of a block: `Shared` in the kernel's source with the gradient of its outputs."""
-    samples, bins = VOXELS * taps, window[0] * window[1] + 2
-    floats = (3 + axes) * samples + warps * 2 * (16 * (16 + 8) + 16)
-    fixed = samples * 2 * 32 + 4 * (floats + 2 * bins + 3) + 2 * 2 * samples
+    slots, bins = VOXELS * taps + 16, window[0] * window[1] + 2
+    floats = (3 + axes) * slots + warps * 2 * (16 * (16 + 8) + 16)
+    fixed = slots * 2 * 32 + 4 * (floats + 2 * bins + 2) + 2 * VOXELS * taps
     return math.ceil(fixed / 16) * 16 + 2 * VOXELS * (outputs + 8)

@@ -74,18 +74,12 @@ __device__ __forceinline__ void add_four(float* to, float a, float b, float c, f
     atomicAdd(to, a), atomicAdd(to + 1, b), atomicAdd(to + 2, c), atomicAdd(to + 3, d);
 #endif
 }
-// One thread's addition: the compiler would make an atomicAdd one for the whole warp first.
-__device__ __forceinline__ int take_next(int* counter) {
-    int before;
-    asm volatile("atom.shared.add.u32 %0, [%1], 1;"
-                 : "=r"(before) : "r"((u32)__cvta_generic_to_shared(counter)) : "memory");
-    return before;
-}
 extern __shared__ __align__(16) unsigned char shared[];
 #endif
 
 constexpr int TAPS = KERNEL_Z * KERNEL_Y * KERNEL_X;
 constexpr int VOXELS = TILE_Z * TILE_Y * TILE_X, SAMPLES = VOXELS * TAPS_AT_ONCE;
+constexpr int BLOCK = 16, SLOTS = SAMPLES + BLOCK;  // places for samples, which are taken in whole blocks
 constexpr int THREADS = 32 * WARPS;
 // Where threads have voxels, each keeps its own and goes from tap to tap.
 constexpr int TAPS_A_ROUND = THREADS / VOXELS, PER_THREAD = (TAPS_AT_ONCE + TAPS_A_ROUND - 1) / TAPS_A_ROUND;
@@ -103,20 +97,23 @@ static_assert(VOXELS == 64 && WARPS % 2 == 0, "four fragments of 16 voxels, and 
 
 // What lies in shared memory; bytes are counted by `shared_bytes` of ops/_cuda.py as well.
 struct Shared {
-    unsigned char grad_samples[SAMPLES * 2 * CHANNELS];  // sorted; see `chunk_of`
-    float position[3][SAMPLES];                         // sorted, in the window: (z, y, x)
-    float grad_offset[AXES][SAMPLES];                   // sorted
+    unsigned char grad_samples[SLOTS * 2 * CHANNELS];  // sorted; see `chunk_of`
+    float position[3][SLOTS];                         // sorted, in the window: (z, y, x)
+    float grad_offset[AXES][SLOTS];                   // sorted
     float products[WARPS][2 * HALF_OF_PRODUCTS];
-    int count[BINS], start[BINS + 1];
+    int count[BINS], start[BINS];
     int next, largest;
-    u16 slot_of[SAMPLES], sample_of[SAMPLES];  // from tap * VOXELS + voxel to its place in the order, and back
-    alignas(16) u16 grad_output[1];            // (VOXELS, outputs + PADDING)
+    u16 slot_of[SAMPLES];            // from tap * VOXELS + voxel to its place in the order
+    alignas(16) u16 grad_output[1];  // (VOXELS, outputs + PADDING)
 };
 
 struct Tile {
     int batch, group, first_tap;
     int voxel[3];   // lowest, of the output
     int origin[3];  // of the window, in the input
+    const u16* table;   // of the sample and group; with strides, to which 32 bits are enough
+    float* grad_table;
+    int along_z, along_y, along_x;
 };
 
 __device__ __forceinline__ float to_float(u16 bits) {
@@ -181,12 +178,6 @@ __device__ __forceinline__ void locate(
     }
 }
 
-// Where the channels of a voxel of the input begin.
-__device__ __forceinline__ i64 row_of(const Arguments& a, const Tile& tile, int z, int y, int x) {
-    i64 voxel = (((i64)tile.batch * a.size[0] + z) * a.size[1] + y) * a.size[2] + x;
-    return (voxel * a.groups + tile.group) * a.channels;
-}
-
 // Sorts the tile's samples by the row of cells they lie in: those beyond the window and those that do not exist last.
 __device__ __forceinline__ void sort_samples(const Arguments& a, const Tile& tile, Shared& s) {
     for (int bin = threadIdx.x; bin < BINS; bin += THREADS) s.count[bin] = 0;
@@ -207,7 +198,7 @@ __device__ __forceinline__ void sort_samples(const Arguments& a, const Tile& til
             bool inside = exists && position[0] >= 0 && position[0] < WINDOW_Z && position[1] >= 0 &&
                           position[1] < WINDOW_Y && position[2] >= 0 && position[2] < CELLS_X;
             bins[i] = inside ? (int)position[0] * WINDOW_Y + (int)position[1] : exists ? BEYOND : NOWHERE;
-            for (int axis = 0; axis < 3; ++axis) position[axis] = inside ? in_map[axis] - tile.origin[axis] : FAR;
+            for (int axis = 0; axis < 3; ++axis) position[axis] = in_map[axis] - tile.origin[axis];
             ranks[i] = atomicAdd(&s.count[bins[i]], 1);
         }
     }
@@ -226,7 +217,16 @@ __device__ __forceinline__ void sort_samples(const Arguments& a, const Tile& til
             s.start[bin] = start;
             start += s.count[bin];
         }
-        if (threadIdx.x == 31) s.start[BINS] = SAMPLES;
+        // Blocks of samples in the window hold no others: what fills up the last is far from all voxels.
+        __syncwarp();
+        int inside = SAMPLES - s.count[BEYOND] - s.count[NOWHERE], slot = inside + threadIdx.x;
+        int filled = (inside + BLOCK - 1) / BLOCK * BLOCK;
+        if (threadIdx.x == 0) s.start[BEYOND] = filled;
+        if (threadIdx.x == 0) s.start[NOWHERE] = filled + s.count[BEYOND];
+        if (slot < filled) {
+            for (int axis = 0; axis < 3; ++axis) s.position[axis][slot] = FAR;
+            for (int part = 0; part < 4; ++part) *(uint4*)chunk_of(s, slot, part) = make_uint4(0, 0, 0, 0);
+        }
     }
     __syncthreads();
 #pragma unroll
@@ -235,7 +235,6 @@ __device__ __forceinline__ void sort_samples(const Arguments& a, const Tile& til
         if (tap < TAPS_AT_ONCE) {
             int slot = s.start[bins[i]] + ranks[i];
             s.slot_of[sample] = slot;
-            s.sample_of[slot] = sample;
             for (int axis = 0; axis < 3; ++axis) s.position[axis][slot] = positions[i][axis];
             for (int axis = 0; axis < AXES; ++axis) s.grad_offset[axis][slot] = 0.0f;
         }
@@ -321,18 +320,18 @@ __device__ __forceinline__ void grad_of_voxels(
         int first = s.start[cell_z * WINDOW_Y + low], last = s.start[cell_z * WINDOW_Y + high + 1];
         if (first == last) continue;
         // Whole blocks of 16 samples, each of them once: those of other cells have no weight here.
-        block = first / 16 > block ? first / 16 : block;
-        for (; 16 * block < last; ++block) {
+        block = first / BLOCK > block ? first / BLOCK : block;
+        for (; BLOCK * block < last; ++block) {
             any = true;
             // A thread has the weight along z and y of one sample, and takes those of four.
-            int own = 16 * block + lane % 16;
+            int own = BLOCK * block + lane % 16;
             float weight = tent(s.position[0][own] - z) * tent(s.position[1][own] - y);
             u32 weights[4], grads[4];
 #pragma unroll
             for (int half = 0; half < 2; ++half) {
                 float first_weight = __shfl_sync(0xffffffff, weight, 8 * half + 2 * t);
                 float second_weight = __shfl_sync(0xffffffff, weight, 8 * half + 2 * t + 1);
-                float2 at = *(float2*)&s.position[2][16 * block + 8 * half + 2 * t];
+                float2 at = *(float2*)&s.position[2][BLOCK * block + 8 * half + 2 * t];
 #pragma unroll
                 for (int beside = 0; beside < 2; ++beside)
                     weights[2 * half + beside] = pair(tent(at.x - (g + 8 * beside)) * first_weight,
@@ -340,14 +339,14 @@ __device__ __forceinline__ void grad_of_voxels(
             }
 #pragma unroll
             for (int two = 0; two < 4; two += 2) {
-                load_transposed(grads, chunk_of(s, 16 * block + lane % 16, two + lane / 16));
+                load_transposed(grads, chunk_of(s, BLOCK * block + lane % 16, two + lane / 16));
                 product(sums[two], weights, grads[0], grads[1], sums[two]);
                 product(sums[two + 1], weights, grads[2], grads[3], sums[two + 1]);
             }
         }
     }
     if (!any || channel + 8 * t >= a.channels) return;
-    i64 first = row_of(a, tile, in_map[0], in_map[1], tile.origin[2] + g) + channel + 8 * t;
+    int place = in_map[0] * tile.along_z + in_map[1] * tile.along_y + (tile.origin[2] + g) * tile.along_x;
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
         int x = tile.origin[2] + g + 8 * half;
@@ -359,7 +358,7 @@ __device__ __forceinline__ void grad_of_voxels(
 #pragma unroll
         for (int c = 0; c < 8; ++c) bits |= 2 * __float_as_uint(values[c]);
         if (!inside || bits == 0) continue;
-        float* to = a.grad_table + first + (i64)8 * half * a.groups * a.channels;
+        float* to = tile.grad_table + place + 8 * half * tile.along_x + channel + 8 * t;
         add_four(to, values[0], values[1], values[2], values[3]);
         add_four(to + 4, values[4], values[5], values[6], values[7]);
     }
@@ -374,8 +373,8 @@ __device__ __forceinline__ void grad_of_offsets(
     // Of a step and half: with three axes displaced, steps go along y and halves along z; with two, halves along y.
     uint4 rows[STEPS][2][2];
     int at[3] = {tile.origin[0] + z, tile.origin[1] + y, tile.origin[2] + g};
-    const u16* corner = a.table + row_of(a, tile, at[0], at[1], at[2]) + channel + 8 * t;
-    i64 along_x = (i64)a.groups * a.channels, along_y = along_x * a.size[2], along_z = along_y * a.size[1];
+    int corner = at[0] * tile.along_z + at[1] * tile.along_y + at[2] * tile.along_x + channel + 8 * t;
+    bool near = at[2] >= 0 && at[2] < a.size[2], further = at[2] + 8 >= 0 && at[2] + 8 < a.size[2];
 #pragma unroll
     for (int step = 0; step < STEPS; ++step)
 #pragma unroll
@@ -383,22 +382,18 @@ __device__ __forceinline__ void grad_of_offsets(
             int up = AXES == 3 ? half : 0, back = AXES == 3 ? step : half;
             bool inside = at[0] + up >= 0 && at[0] + up < a.size[0] && at[1] + back >= 0 && at[1] + back < a.size[1] &&
                           channel + 8 * t < a.channels;
-            const u16* from = corner + up * along_z + back * along_y;
-#pragma unroll
-            for (int beside = 0; beside < 2; ++beside) {
-                int x = at[2] + 8 * beside;
-                rows[step][half][beside] = make_uint4(0, 0, 0, 0);
-                if (inside && x >= 0 && x < a.size[2])
-                    rows[step][half][beside] = *(const uint4*)(from + 8 * beside * along_x);
-            }
+            int from = corner + up * tile.along_z + back * tile.along_y;
+            rows[step][half][0] = rows[step][half][1] = make_uint4(0, 0, 0, 0);
+            if (inside && near) rows[step][half][0] = *(const uint4*)(tile.table + from);
+            if (inside && further) rows[step][half][1] = *(const uint4*)(tile.table + from + 8 * tile.along_x);
         }
     float* products = s.products[threadIdx.x / 32];
-    for (int block = first / 16; 16 * block < last; ++block) {
+    for (int block = first / BLOCK; BLOCK * block < last; ++block) {
         u32 low[4], high[4];  // 16 channels each, in the order in which a thread has them of a voxel
-        load_matrices(low, chunk_of(s, 16 * block + lane % 16, lane / 16));
-        load_matrices(high, chunk_of(s, 16 * block + lane % 16, 2 + lane / 16));
+        load_matrices(low, chunk_of(s, BLOCK * block + lane % 16, lane / 16));
+        load_matrices(high, chunk_of(s, BLOCK * block + lane % 16, 2 + lane / 16));
         // A thread has a sample, and one half of the voxels around it.
-        int slot = 16 * block + lane % 16, second = lane / 16;
+        int slot = BLOCK * block + lane % 16, second = lane / 16;
         float at_x = s.position[2][slot], part_y = s.position[1][slot] - y, part_z = s.position[0][slot] - z;
         int x = at_x < CELLS_X - 1 ? (int)at_x : CELLS_X - 1;
         float by_z = 0.0f, by_y = 0.0f, by_x = 0.0f;
@@ -449,8 +444,7 @@ __device__ __forceinline__ void grads_of_sample(
     const Arguments& a, const Tile& tile, Shared& s, int slot, int channel, float unscale) {
     int lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
     float position[3];
-    int sample = s.sample_of[slot];
-    locate(a, tile, voxel_of(a, tile, sample % VOXELS), tile.first_tap + sample / VOXELS, position);
+    for (int axis = 0; axis < 3; ++axis) position[axis] = s.position[axis][slot] + tile.origin[axis];
     // A position that is no number makes all weights so; they have to reach some voxel.
     bool unknown = is_nan(position[0]) || is_nan(position[1]) || is_nan(position[2]), exists = true;
     float weight = 1.0f, by_axis = 1.0f;  // thread t has the derivative along the t-th displaced axis
@@ -468,10 +462,10 @@ __device__ __forceinline__ void grads_of_sample(
         exists &= (point[axis] >= 0 && point[axis] < a.size[axis] && (displaced || up == 0)) || unknown;
         point[axis] = point[axis] < 0 ? 0 : point[axis] >= a.size[axis] ? a.size[axis] - 1 : point[axis];
     }
-    i64 place = row_of(a, tile, point[0], point[1], point[2]) + channel + 8 * t;
+    int place = point[0] * tile.along_z + point[1] * tile.along_y + point[2] * tile.along_x + channel + 8 * t;
     exists &= channel + 8 * t < a.channels;
     uint4 row = make_uint4(0, 0, 0, 0);
-    if (exists) row = *(const uint4*)(a.table + place);
+    if (exists) row = *(const uint4*)(tile.table + place);
     u32 parts[4] = {row.x, row.y, row.z, row.w};
     float grads[8], sum = 0.0f;
 #pragma unroll
@@ -489,7 +483,7 @@ __device__ __forceinline__ void grads_of_sample(
     by_axis += __shfl_xor_sync(0xffffffff, by_axis, 16);
     if (g == 0 && t < AXES) s.grad_offset[t][slot] += by_axis;
     if (!exists || weight == 0.0f) return;
-    float* to = a.grad_table + place;
+    float* to = tile.grad_table + place;
     add_four(to, grads[0] * weight, grads[1] * weight, grads[2] * weight, grads[3] * weight);
     add_four(to + 4, grads[4] * weight, grads[5] * weight, grads[6] * weight, grads[7] * weight);
 }
@@ -528,6 +522,12 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) gradient_by_sample
     const int margins[3] = {MARGIN_Z, MARGIN_Y, MARGIN_X};
     for (int axis = 0; axis < 3; ++axis)
         tile.origin[axis] = tile.voxel[axis] * a.stride[axis] - a.padding[axis] - margins[axis];
+    tile.along_x = a.groups * a.channels;
+    tile.along_y = tile.along_x * a.size[2];
+    tile.along_z = tile.along_y * a.size[1];
+    i64 before = (i64)tile.batch * tile.along_z * a.size[0] + tile.group * a.channels;
+    tile.table = a.table + before;
+    tile.grad_table = a.grad_table + before;
 
     if (threadIdx.x == 0) s.largest = 0;
     sort_samples(a, tile, s);
@@ -542,7 +542,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) gradient_by_sample
         int beyond = s.start[BEYOND + 1] - s.start[BEYOND];
         while (true) {
             int task = 0;
-            if (threadIdx.x % 32 == 0) task = take_next(&s.next);
+            if (threadIdx.x % 32 == 0) task = atomicAdd(&s.next, 1);
             task = __shfl_sync(0xffffffff, task, 0);
             if (task < VOXEL_ROWS)
                 grad_of_voxels(a, tile, s, task, channel, unscale);

@@ -153,7 +153,6 @@ inline int atomicMax(int* to, int value) {
     if (value > before) *to = value;
     return before;
 }
-inline int take_next(int* counter) { return atomicAdd(counter, 1); }
 inline void add_four(float* to, float a, float b, float c, float d) {
     if ((size_t)to % 16) abort();
     to[0] += a, to[1] += b, to[2] += c, to[3] += d;
