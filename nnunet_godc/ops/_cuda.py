@@ -78,6 +78,7 @@ def backward(grad_output: Tensor, arguments: Arguments) -> tuple[Tensor, Tensor,
 def _gradient_by_samples(call: Call, grad_output: Tensor, grad_offset: Tensor, grad_mask: Tensor | None) -> Tensor:
     device = call.table.device
     grad_table = torch.zeros_like(call.table, dtype=torch.float32)
+    grad_output = grad_output.to(call.table.dtype)
     launch = launch_gradient(call, grad_output, grad_table, grad_offset, _nvrtc.shared_memory(device))
     with torch.cuda.device(device):
         kernel = _kernel(device.index, tuple(launch.constants.items()), launch.shared_bytes)

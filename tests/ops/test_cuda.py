@@ -144,6 +144,17 @@ def test_gradients_are_those_of_the_reference(on_cpu, name):
         torch.testing.assert_close(value.double(), reference, rtol=0, atol=TOLERANCE[case.dtype] * scale)
 
 
+def test_samples_just_beyond_the_window_count_once(on_cpu):
+    """They lie beside the window's last voxels, and beside its last samples in memory."""
+    grad, arguments = tensors(replace(PLAIN, size=(6, 4, 8), kernel=(1, 1, 1), spread=0.0))
+    arguments.offset[0, 0, 1::2] = 1.5
+    arguments.offset[0, 0, 1::2, :, ::3] = 2.5
+    expected = _reference.backward(grad.double(), in_float64(arguments))
+    for value, reference in zip(on_cpu(grad, arguments), expected, strict=False):
+        difference = (value.double() - reference).abs().max() / reference.abs().max()
+        assert difference < TOLERANCE[torch.float16]
+
+
 # of float16: the smallest numbers there are, and the largest
 @pytest.mark.parametrize("largest", [2.0**-20, 60000.0])
 def test_gradients_of_any_size_keep_their_digits(on_cpu, largest):
