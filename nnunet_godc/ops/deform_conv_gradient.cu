@@ -74,6 +74,13 @@ __device__ __forceinline__ void add_four(float* to, float a, float b, float c, f
     atomicAdd(to, a), atomicAdd(to + 1, b), atomicAdd(to + 2, c), atomicAdd(to + 3, d);
 #endif
 }
+// 8 bytes, or 0: without a branch, so that loads do not wait for each other.
+__device__ __forceinline__ uint2 load_if(bool exists, const u16* from) {
+    uint2 result;
+    asm volatile("{ .reg .pred p; setp.ne.u32 p, %3, 0; mov.u32 %0, 0; mov.u32 %1, 0; @p ld.global.v2.u32 {%0,%1}, [%2]; }"
+                 : "=&r"(result.x), "=&r"(result.y) : "l"(__cvta_generic_to_global(from)), "r"((u32)exists) : "memory");
+    return result;
+}
 extern __shared__ __align__(16) unsigned char shared[];
 #endif
 
@@ -134,7 +141,8 @@ __device__ __forceinline__ float tent(float distance) { return __saturatef(1.0f 
 __device__ __forceinline__ bool is_nan(float value) { return value != value; }
 
 // 16 bytes of a sample's dS. Their order in memory is changed from sample to sample, for which `load_matrices` finds 8
-// rows in 8 different banks. Chunk j holds channels 8t + 2j and 8t + 2j + 1 for t from 0 to 3.
+// rows in 8 different banks. Chunk 2h + j holds channels 16h + 4t + 2j and the next for t from 0 to 3, so that in a fragment
+// a thread has 4 neighbouring channels of each half, and neighbouring threads the next.
 __device__ __forceinline__ unsigned char* chunk_of(Shared& s, int slot, int chunk) {
     return s.grad_samples + ((slot * 2 * CHANNELS + ((slot >> 1 & 3) << 4)) ^ (chunk << 4));
 }
@@ -277,7 +285,7 @@ __device__ __forceinline__ void grad_samples(const Arguments& a, const Tile& til
             u32 weights[4][2];
 #pragma unroll
             for (int j = 0; j < 4; ++j) {
-                int c = channel + 8 * (g / 2) + 2 * j + g % 2;
+                int c = channel + 16 * (j / 2) + 4 * (g / 2) + 2 * (j % 2) + g % 2;
                 const u16* row = a.weight + ((i64)entry * a.channels + c) * a.outputs + output + 2 * t;
                 weights[j][0] = c < a.channels ? *(const u32*)row : 0;
                 weights[j][1] = c < a.channels ? *(const u32*)(row + 8) : 0;
@@ -345,23 +353,32 @@ __device__ __forceinline__ void grad_of_voxels(
             }
         }
     }
-    if (!any || channel + 8 * t >= a.channels) return;
+    if (!any) return;
     int place = in_map[0] * tile.along_z + in_map[1] * tile.along_y + (tile.origin[2] + g) * tile.along_x;
 #pragma unroll
-    for (int half = 0; half < 2; ++half) {
-        int x = tile.origin[2] + g + 8 * half;
-        float values[8];
-        bool inside = x >= 0 && x < a.size[2];
+    for (int beside = 0; beside < 2; ++beside) {
+        int x = tile.origin[2] + g + 8 * beside;
+        if (x < 0 || x >= a.size[2]) continue;
+        float* to = tile.grad_table + place + 8 * beside * tile.along_x + channel + 4 * t;
 #pragma unroll
-        for (int c = 0; c < 8; ++c) values[c] = sums[c / 2][2 * half + c % 2] * unscale;
-        u32 bits = 0;  // all of zeros but for their signs
+        for (int half = 0; half < 2; ++half) {
+            float values[4];
+            u32 bits = 0;  // all of zeros but for their signs
 #pragma unroll
-        for (int c = 0; c < 8; ++c) bits |= 2 * __float_as_uint(values[c]);
-        if (!inside || bits == 0) continue;
-        float* to = tile.grad_table + place + 8 * half * tile.along_x + channel + 8 * t;
-        add_four(to, values[0], values[1], values[2], values[3]);
-        add_four(to + 4, values[4], values[5], values[6], values[7]);
+            for (int c = 0; c < 4; ++c) {
+                values[c] = sums[2 * half + c / 2][2 * beside + c % 2] * unscale;
+                bits |= 2 * __float_as_uint(values[c]);
+            }
+            if (bits != 0 && channel + 16 * half < a.channels)
+                add_four(to + 16 * half, values[0], values[1], values[2], values[3]);
+        }
     }
+}
+
+// 8 of a voxel's 32 channels from `channel` on, 4 of each half; 0 for what does not exist.
+__device__ __forceinline__ uint4 features(const Arguments& a, const u16* from, int channel, bool exists) {
+    uint2 low = load_if(exists, from), high = load_if(exists && channel + 16 < a.channels, from + 16);
+    return make_uint4(low.x, low.y, high.x, high.y);
 }
 
 // The gradients by the offsets of the samples in a row of cells, from the rows of voxels around it.
@@ -373,19 +390,17 @@ __device__ __forceinline__ void grad_of_offsets(
     // Of a step and half: with three axes displaced, steps go along y and halves along z; with two, halves along y.
     uint4 rows[STEPS][2][2];
     int at[3] = {tile.origin[0] + z, tile.origin[1] + y, tile.origin[2] + g};
-    int corner = at[0] * tile.along_z + at[1] * tile.along_y + at[2] * tile.along_x + channel + 8 * t;
+    int corner = at[0] * tile.along_z + at[1] * tile.along_y + at[2] * tile.along_x + channel + 4 * t;
     bool near = at[2] >= 0 && at[2] < a.size[2], further = at[2] + 8 >= 0 && at[2] + 8 < a.size[2];
 #pragma unroll
     for (int step = 0; step < STEPS; ++step)
 #pragma unroll
         for (int half = 0; half < 2; ++half) {
             int up = AXES == 3 ? half : 0, back = AXES == 3 ? step : half;
-            bool inside = at[0] + up >= 0 && at[0] + up < a.size[0] && at[1] + back >= 0 && at[1] + back < a.size[1] &&
-                          channel + 8 * t < a.channels;
-            int from = corner + up * tile.along_z + back * tile.along_y;
-            rows[step][half][0] = rows[step][half][1] = make_uint4(0, 0, 0, 0);
-            if (inside && near) rows[step][half][0] = *(const uint4*)(tile.table + from);
-            if (inside && further) rows[step][half][1] = *(const uint4*)(tile.table + from + 8 * tile.along_x);
+            bool inside = at[0] + up >= 0 && at[0] + up < a.size[0] && at[1] + back >= 0 && at[1] + back < a.size[1];
+            const u16* from = tile.table + (corner + up * tile.along_z + back * tile.along_y);
+            rows[step][half][0] = features(a, from, channel, inside && near);
+            rows[step][half][1] = features(a, from + 8 * tile.along_x, channel, inside && further);
         }
     float* products = s.products[threadIdx.x / 32];
     for (int block = first / BLOCK; BLOCK * block < last; ++block) {
@@ -462,10 +477,8 @@ __device__ __forceinline__ void grads_of_sample(
         exists &= (point[axis] >= 0 && point[axis] < a.size[axis] && (displaced || up == 0)) || unknown;
         point[axis] = point[axis] < 0 ? 0 : point[axis] >= a.size[axis] ? a.size[axis] - 1 : point[axis];
     }
-    int place = point[0] * tile.along_z + point[1] * tile.along_y + point[2] * tile.along_x + channel + 8 * t;
-    exists &= channel + 8 * t < a.channels;
-    uint4 row = make_uint4(0, 0, 0, 0);
-    if (exists) row = *(const uint4*)(tile.table + place);
+    int place = point[0] * tile.along_z + point[1] * tile.along_y + point[2] * tile.along_x + channel + 4 * t;
+    uint4 row = features(a, tile.table + place, channel, exists);
     u32 parts[4] = {row.x, row.y, row.z, row.w};
     float grads[8], sum = 0.0f;
 #pragma unroll
@@ -485,7 +498,8 @@ __device__ __forceinline__ void grads_of_sample(
     if (!exists || weight == 0.0f) return;
     float* to = tile.grad_table + place;
     add_four(to, grads[0] * weight, grads[1] * weight, grads[2] * weight, grads[3] * weight);
-    add_four(to + 4, grads[4] * weight, grads[5] * weight, grads[6] * weight, grads[7] * weight);
+    if (channel + 16 < a.channels)
+        add_four(to + 16, grads[4] * weight, grads[5] * weight, grads[6] * weight, grads[7] * weight);
 }
 
 __device__ __forceinline__ void store_grad_offset(const Arguments& a, const Tile& tile, Shared& s) {

@@ -19,6 +19,8 @@ typedef unsigned int u32;
 typedef unsigned short u16;
 struct Index { unsigned x, y, z; };
 struct float2 { float x, y; };
+struct uint2 { u32 x, y; };
+inline uint2 make_uint2(u32 x, u32 y) { return {x, y}; }
 struct uint4 { u32 x, y, z, w; };
 inline float2 make_float2(float x, float y) { return {x, y}; }
 inline uint4 make_uint4(u32 x, u32 y, u32 z, u32 w) { return {x, y, z, w}; }
@@ -152,6 +154,11 @@ inline int atomicMax(int* to, int value) {
     int before = *to;
     if (value > before) *to = value;
     return before;
+}
+inline uint2 load_if(bool exists, const u16* from) {
+    uint2 result = {0, 0};
+    if (exists) memcpy(&result, from, 8);
+    return result;
 }
 inline void add_four(float* to, float a, float b, float c, float d) {
     if ((size_t)to % 16) abort();
