@@ -44,7 +44,7 @@ def why_unusable() -> str | None:
 
 @cache
 def _why_not_compiled() -> str | None:
-    return triton_launch.why_unusable(_try, "the gradient takes Triton's kernel")
+    return triton_launch.why_unusable(_try, "the gradient takes Triton's kernel", "NVRTC")
 
 
 def _try() -> None:

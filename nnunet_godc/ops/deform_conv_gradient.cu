@@ -105,8 +105,8 @@ static_assert(VOXELS == 64 && WARPS % 2 == 0, "four fragments of 16 voxels, and 
 // What lies in shared memory; bytes are counted by `shared_bytes` of ops/_cuda.py as well.
 struct Shared {
     unsigned char grad_samples[SLOTS * 2 * CHANNELS];  // sorted; see `chunk_of`
-    float position[3][SLOTS];                         // sorted, in the window: (z, y, x)
-    float grad_offset[AXES][SLOTS];                   // sorted
+    float position[3][SLOTS];                          // sorted, in the window: (z, y, x)
+    float grad_offset[AXES][SLOTS];                    // sorted
     float products[WARPS][2 * HALF_OF_PRODUCTS];
     int count[BINS], start[BINS];
     int next, largest;
@@ -116,9 +116,9 @@ struct Shared {
 
 struct Tile {
     int batch, group, first_tap;
-    int voxel[3];   // lowest, of the output
-    int origin[3];  // of the window, in the input
-    const u16* table;   // of the sample and group; with strides, to which 32 bits are enough
+    int voxel[3];      // lowest, of the output
+    int origin[3];     // of the window, in the input
+    const u16* table;  // of the sample and group; with strides, to which 32 bits are enough
     float* grad_table;
     int along_z, along_y, along_x;
 };
