@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import os
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ from _measure import Comparison, Step, forward_backward, parse_arguments
 from torch import Tensor
 from torch.nn import functional as F
 
-from nnunet_godc.ops import deform_conv
+from nnunet_godc.ops import _cuda, deform_conv
 
 try:
     from torchvision.ops import deform_conv2d
@@ -112,6 +113,21 @@ def grid_sample_per_tap(input: Tensor, offset: Tensor, weight: Tensor) -> Tensor
     return output
 
 
+def with_cuda_gradient(step: Step) -> Step:
+    """A step in which `ours` takes the gradient in CUDA C++."""
+
+    def switched() -> object:
+        os.environ[_cuda.SWITCH] = "1"
+        try:
+            if reason := _cuda.why_unusable():
+                raise RuntimeError(reason)
+            return step()
+        finally:
+            del os.environ[_cuda.SWITCH]
+
+    return switched
+
+
 def torchvision_slice_by_slice(input: Tensor, offset: Tensor, weight: Tensor) -> Tensor:
     """In-plane offsets: each tap plane of the kernel is a 2D deformable convolution of slices moved along z."""
     input, offset, weight = _in_float32(input, offset, weight)
@@ -191,6 +207,14 @@ def measure(case: Case, comparison: Comparison, seconds: float) -> None:
             continue
         training[name] = forward_backward(call, [input, weight] if candidate is convolution else leaves)
         prediction[name] = torch.no_grad()(call)
+        if candidate is ours and comparison.device.type == "cuda" and case.dtype in _cuda.DTYPES:
+            in_cuda = f"{name}, gradient in CUDA C++"
+            try:
+                _check_gradients(call, leaves)
+            except Exception as error:  # of the compiler, or the comparison
+                comparison.fail(f"{case}, {in_cuda}", error)
+            else:
+                training[in_cuda] = with_cuda_gradient(training[name])
     comparison.measure(f"{case}, forward", prediction, seconds)
     comparison.measure(f"{case}, forward and backward", training, seconds)
 
@@ -199,6 +223,22 @@ def _as_in_training(candidate: Candidate, dtype: torch.dtype, input: Tensor, off
     """Under autocast, if the dtype is a 16-bit one; torchvision then computes in float32."""
     with torch.autocast(input.device.type, dtype=dtype, enabled=dtype != torch.float32):
         return candidate(input, offset, weight)
+
+
+def _check_gradients(call: Callable[[], Tensor], leaves: list[Tensor]) -> None:
+    """The gradient in CUDA C++ has to be Triton's, but for what is rounded."""
+
+    def gradients() -> tuple[Tensor, ...]:
+        output = call()
+        torch.manual_seed(1)
+        return torch.autograd.grad(output, leaves, torch.randn_like(output))
+
+    expected = gradients()
+    ours = with_cuda_gradient(gradients)()
+    for value, reference in zip(ours, expected, strict=True):  # type: ignore[call-overload]
+        difference = (value.float() - reference.float()).norm() / reference.float().norm()
+        if not difference < TOLERANCE[value.dtype]:
+            raise ValueError(f"a gradient differs from Triton's by {difference.item():.2g} of its norm")
 
 
 def main() -> int:

@@ -17,7 +17,7 @@ CAPABILITY = (8, 0)  # Ampere, the oldest with products in bfloat16
 WARP = 32  # threads
 
 
-def why_unusable(attempt: Callable[[], None], consequence: str) -> str | None:
+def why_unusable(attempt: Callable[[], None], consequence: str, compiler: str = "triton") -> str | None:
     """None where a GPU runs the kernels that the attempt launches, else the reason; a failure of it is warned about."""
     if not torch.cuda.is_available():
         return "PyTorch sees no CUDA device"
@@ -30,7 +30,7 @@ def why_unusable(attempt: Callable[[], None], consequence: str) -> str | None:
         attempt()
     except Exception as error:  # Triton raises its own, the C compiler's or the driver's
         first_line = str(error).strip().partition("\n")[0]
-        reason = f"triton cannot compile here ({type(error).__name__}: {first_line})"
+        reason = f"{compiler} cannot compile here ({type(error).__name__}: {first_line})"
         warnings.warn(f"nnunet-godc: {reason}; {consequence}", RuntimeWarning, stacklevel=3)
         return reason
     return None

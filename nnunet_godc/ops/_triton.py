@@ -7,7 +7,7 @@ are cut.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import cache
 
 import torch
@@ -21,6 +21,9 @@ DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 # Temporary memory, the float32 gradient of the input above all: samples of the batch are taken one after the other
 # when they would need more together.
 WORKSPACE = 256 * 2**20
+
+# of a call, from the output's gradient; fills those by offset and mask and returns the input's, shaped like the table
+BySamples = Callable[[Call, Tensor, Tensor, Tensor | None], Tensor]
 
 
 @cache
@@ -62,10 +65,16 @@ def forward(arguments: Arguments, bias: Tensor | None) -> Tensor:
     return output
 
 
-def backward(grad_output: Tensor, arguments: Arguments) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def backward(
+    grad_output: Tensor, arguments: Arguments, gradient_by_samples: BySamples | None = None
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Gradients by input, offset, weight and mask; see the reference's for the equations.
 
     With `torch.use_deterministic_algorithms` they are the same in every run on the same GPU.
+
+    Args:
+        grad_output, arguments: as the reference takes them.
+        gradient_by_samples: another kernel instead of Triton's.
     """
     input, offset, weight, mask, *_ = arguments
     grad_output = grad_output.contiguous()
@@ -73,24 +82,29 @@ def backward(grad_output: Tensor, arguments: Arguments) -> tuple[Tensor, Tensor,
     grad_offset = torch.empty_like(offset, memory_format=torch.contiguous_format)
     grad_mask = None if mask is None else torch.empty_like(mask, memory_format=torch.contiguous_format)
     grad_weight = torch.zeros_like(weight, dtype=torch.float32, memory_format=torch.contiguous_format)
-    deterministic = torch.are_deterministic_algorithms_enabled()
-    for part in _parts(input, bytes_per_value=8 if deterministic else 4):
+    by_samples = gradient_by_samples or _gradient_by_samples
+    for part in _parts(input, bytes_per_value=8 if torch.are_deterministic_algorithms_enabled() else 4):
         call = Call(arguments.of_samples(part))
         by_weight = call.gradient_by_weight(grad_output[part])
         by_weight.run()
         grad_weight += call.weight_like(by_weight.arguments["partial"].sum(0))
-
-        factor = _fixed_point(call, grad_output[part]) if deterministic else None
-        grad_table = torch.zeros_like(call.table, dtype=torch.int64 if deterministic else torch.float32)
         by_mask = None if grad_mask is None else grad_mask[part]
-        call.gradient_by_samples(grad_output[part], grad_table, grad_offset[part], by_mask, factor).run()
-        grad_input[part] = call.input_like(grad_table if factor is None else grad_table / factor)
+        grad_input[part] = call.input_like(by_samples(call, grad_output[part], grad_offset[part], by_mask))
     return (
         grad_input,
         grad_offset,
         grad_weight.to(weight.dtype),
         grad_output.new_empty(0) if grad_mask is None else grad_mask,
     )
+
+
+def _gradient_by_samples(call: Call, grad_output: Tensor, grad_offset: Tensor, grad_mask: Tensor | None) -> Tensor:
+    """Fills the gradients by offset and mask; returns the input's, shaped like the call's table."""
+    deterministic = torch.are_deterministic_algorithms_enabled()
+    factor = _fixed_point(call, grad_output) if deterministic else None
+    grad_table = torch.zeros_like(call.table, dtype=torch.int64 if deterministic else torch.float32)
+    call.gradient_by_samples(grad_output, grad_table, grad_offset, grad_mask, factor).run()
+    return grad_table if factor is None else grad_table / factor
 
 
 def _fixed_point(call: Call, grad_output: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from nnunet_godc.ops import _numba, _reference, _triton
+from nnunet_godc.ops import _cuda, _numba, _reference, _triton
 from nnunet_godc.ops._geometry import Arguments
 
 
@@ -36,6 +36,13 @@ class Backend:
 
 # Fastest first; the reference comes last and takes everything.
 BACKENDS = (
+    Backend(
+        name="cuda",
+        forward=_cuda.forward,
+        backward=_cuda.backward,
+        why_unusable=_cuda.why_unusable,
+        supports=_cuda.supports,
+    ),
     Backend(
         name="triton",
         forward=_triton.forward,
