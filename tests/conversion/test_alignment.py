@@ -2,9 +2,9 @@ import numpy as np
 import pytest
 
 from nnunet_godc.conversion.alignment import align_label
-from nnunet_godc.conversion.formats import open_volume
 from nnunet_godc.conversion.geometry import grid_from_affine
 from nnunet_godc.conversion.problems import CaseError, CaseLog
+from nnunet_godc.conversion.volumes import open_volume
 
 TO_LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
 LPS = np.diag([-0.8, -0.8, 2.5, 1.0])
@@ -165,7 +165,7 @@ def test_a_label_that_fits_the_qform_belongs_to_the_voxels(place, tmp_path, nift
         label, _ = align_label(
             file,
             mask,
-            image.grid(CaseLog(), what="image"),
+            image.read_grid(CaseLog(), what="image"),
             "physical",
             notes,
             orientation="RAS",
