@@ -22,13 +22,12 @@ LOST = 0.2  # share of the labelled volume that may go when a label is brought o
 def align_label(
     file: VolumeFile,
     stored: NDArray[Label],
-    image_grid: Grid,
+    image_grids: Sequence[Grid],
     policy: LabelGrid,
     log: CaseLog,
     *,
     orientation: str,
     image: NDArray[Any],
-    other_grids: Sequence[Grid] = (),
     image_is_dicom: bool = False,
 ) -> tuple[NDArray[Label], Grid | None]:
     """The label as it lies on the image's grid, reoriented to `orientation`.
@@ -45,8 +44,8 @@ def align_label(
 
     Args:
         stored: the label in the file's order of axes.
+        image_grids: where the image lies, and where else by other entries of its header.
         image: the image's voxels, reoriented to `orientation`: under an unsure label its tissue is looked at.
-        other_grids: where the image's header puts it, too.
 
     Returns:
         The label, shape of the reoriented image, and the grid that its header describes (None if it describes none).
@@ -56,19 +55,21 @@ def align_label(
             position on a DICOM series.
     """
     header_log = CaseLog()
-    grid = None
+    grids: list[Grid] = []
     try:
-        grid = file.read_grid(header_log, what="label")
+        grids = file.read_grids(header_log, what="label")
     except UnknownGeometryError:
         pass
     except CaseError:
         # A label's broken header matters only if it is to be believed.
         if policy == "physical":
             raise
+    image_grid = image_grids[0]
     target = image_grid.reoriented(orientation)[0]
+    grid = grids[0] if grids else None
     if grid is not None:
-        for image_form in (image_grid, *other_grids):
-            for form in (grid, *file.other_grids("label")):
+        for image_form in image_grids:
+            for form in grids:
                 on_image = Volume(stored, form).reoriented(image_form.orientation)
                 if on_image.grid.matches(image_form):
                     log.repairs.extend(header_log.repairs)

@@ -201,7 +201,7 @@ def inspect_case(source: CaseSource, settings: CaseSettings) -> str:
     """
     log = CaseLog(warnings=list(source.warnings))
     try:
-        file, grid = _open_image(source, settings, log)
+        file, (grid, *_) = _open_image(source, settings, log)
         parts = [f"{times(grid.shape)} voxels of {times(grid.spacing)} mm", grid.orientation]
         if (series := _as_series(file)) is not None:
             number = series.slices[0].series_number
@@ -220,7 +220,7 @@ class _OpenedCase:
 
     Attributes:
         file: its image.
-        grid: where that lies, as it is stored.
+        grids: where that lies, as it is stored, and where else by other entries of its header.
         image: its voxels, reoriented as the dataset is to be.
     """
 
@@ -228,18 +228,22 @@ class _OpenedCase:
     settings: CaseSettings
     log: CaseLog
     file: VolumeFile
-    grid: Grid
+    grids: list[Grid]
     image: Volume[Any]
 
     @classmethod
     def open(cls, source: CaseSource, settings: CaseSettings, log: CaseLog) -> _OpenedCase:
-        file, grid = _open_image(source, settings, log)
+        file, grids = _open_image(source, settings, log)
         voxels = file.read()
         if voxels.dtype.kind == "f":
             broken = sum(int(np.count_nonzero(~np.isfinite(voxels[:, :, k]))) for k in range(voxels.shape[2]))
             if broken:
                 raise CaseError(f"the image holds {broken} voxels that are no finite number; fix it")
-        return cls(source, settings, log, file, grid, Volume(voxels, grid).reoriented(settings.orientation))
+        return cls(source, settings, log, file, grids, Volume(voxels, grids[0]).reoriented(settings.orientation))
+
+    @property
+    def grid(self) -> Grid:
+        return self.grids[0]
 
     @property
     def series(self) -> DicomSeries | None:
@@ -302,17 +306,14 @@ class _OpenedCase:
         return mask
 
     def _aligned(self, file: VolumeFile, stored: NDArray[Label], log: CaseLog) -> tuple[NDArray[Label], Grid | None]:
-        # With voxel sizes from elsewhere, the header is known to be wrong.
-        is_given = self.source.name in self.settings.spacings
         return align_label(
             file,
             stored,
-            self.grid,
+            self.grids,
             self.settings.label_grid,
             log,
             orientation=self.settings.orientation,
             image=self.image.voxels,
-            other_grids=() if is_given else self.file.other_grids("image"),
             image_is_dicom=self.series is not None,
         )
 
@@ -329,7 +330,7 @@ class _OpenedCase:
         return Volume(voxels, grid).reoriented(now), label
 
 
-def _open_image(source: CaseSource, settings: CaseSettings, log: CaseLog) -> tuple[VolumeFile, Grid]:
+def _open_image(source: CaseSource, settings: CaseSettings, log: CaseLog) -> tuple[VolumeFile, list[Grid]]:
     spacing = settings.spacings.get(source.name)
     file: VolumeFile
     if not _is_dicom(source.image):
@@ -346,7 +347,7 @@ def _open_image(source: CaseSource, settings: CaseSettings, log: CaseLog) -> tup
                 "the DICOM series is tilted or uneven, and only masks in DICOM can be resampled with it; give the mask "
                 "as DICOM-SEG or RTSTRUCT, or resample both first"
             )
-    return file, file.read_grid(log, what="image", spacing=spacing, trust_header=settings.trust_headers)
+    return file, file.read_grids(log, what="image", spacing=spacing, trust_header=settings.trust_headers)
 
 
 def _as_series(file: VolumeFile) -> DicomSeries | None:

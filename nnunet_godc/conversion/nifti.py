@@ -6,11 +6,12 @@ times slower than ISA-L, turns a scaled volume into float64 all at once, and doe
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import math
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, Literal
@@ -74,8 +75,10 @@ class NiftiFile:
         slope, intercept = self.header.get_slope_inter()
         return (1.0, 0.0) if slope is None else (float(slope), float(intercept))
 
-    def read_grid(self, log: CaseLog, *, what: str, spacing: Triple | None = None, trust_header: bool = False) -> Grid:
-        """Where the voxels lie, by sform, else by qform.
+    def read_grids(
+        self, log: CaseLog, *, what: str, spacing: Triple | None = None, trust_header: bool = False
+    ) -> list[Grid]:
+        """Where the voxels lie: by sform, and by qform where both are there, since ITK and nibabel differ in what they take.
 
         Args:
             log: takes repairs and warnings.
@@ -104,17 +107,11 @@ class NiftiFile:
             log.warnings.append(
                 f"the {what}'s position and orientation are as its unfilled header has them; look at the preview"
             )
-        return grid
-
-    def other_grids(self, what: str) -> list[Grid]:
-        """Where the voxels lie by qform, where there is a sform as well: ITK and nibabel differ in which they take."""
-        qform = self._form("qform")
-        try:
-            if qform is not None and self.header["sform_code"] > 0:
-                return [grid_from_affine(self.shape, qform, CaseLog(), what=what)]
-        except CaseError:
-            pass
-        return []
+        grids = [grid]
+        if spacing is None and self.header["sform_code"] > 0 and (qform := self._form("qform")) is not None:
+            with contextlib.suppress(CaseError):
+                grids.append(grid_from_affine(self.shape, qform, CaseLog(), what=what))
+        return grids
 
     def _affine(self, log: CaseLog, what: str) -> NDArray[np.float64] | None:
         sform, qform = self._form("sform"), self._form("qform")
@@ -223,24 +220,39 @@ class NiftiFile:
         Raises:
             CaseError: the file ends early or its compressed data is damaged.
         """
-        slope, intercept = self.slope_and_intercept
-        dtype = self.dtype.newbyteorder("=")
-        if (slope, intercept) != (1.0, 0.0):
-            dtype = np.dtype(np.float64)
-            if self.dtype.kind in "iu" and slope.is_integer() and intercept.is_integer():
-                limits = np.iinfo(self.dtype)
-                if max(abs(slope * limit + intercept) for limit in (limits.min, limits.max)) < 2**31:
-                    dtype = np.dtype(np.int32)
-        elif not self.compressed:
-            if self.data.stat().st_size - self.offset - math.prod(self.shape) * dtype.itemsize > PADDING:
-                raise CaseError(TOO_MANY_VOXELS)
-            return np.memmap(self.data, self.dtype, "r", self.offset, self.shape, order="F")
-        values = np.empty(self.shape, dtype, order="F")
-        for where, slab in self.slabs():
-            values[:, :, where] = slab
-        if dtype == np.int32 and self.dtype != dtype and values.min() >= -(2**15) and values.max() < 2**15:
-            return values.astype(np.int16, order="K")
-        return values
+        is_scaled = self.slope_and_intercept != (1.0, 0.0)
+        if is_scaled or self.compressed:
+            return assembled(self.shape, self.slabs(), None if is_scaled else self.dtype.newbyteorder("="))
+        if self.data.stat().st_size - self.offset - math.prod(self.shape) * self.dtype.itemsize > PADDING:
+            raise CaseError(TOO_MANY_VOXELS)
+        return np.memmap(self.data, self.dtype, "r", self.offset, self.shape, order="F")
+
+
+def assembled(
+    shape: tuple[int, int, int], slabs: Iterable[tuple[slice, NDArray[Any]]], dtype: np.dtype[Any] | None = None
+) -> NDArray[Any]:
+    """The volume that slabs make up, each with its place along k; Fortran order.
+
+    Args:
+        dtype: None for the first of int16, int32, float32 and float64 that holds all values exactly.
+    """
+    volume: NDArray[Any] = np.empty(shape, dtype or np.int16, order="F")
+    for where, slab in slabs:
+        if dtype is None:
+            slab = slab.astype(_exact_type(slab), copy=False)
+            volume = volume.astype(np.result_type(volume.dtype, slab.dtype), copy=False)
+        volume[:, :, where] = slab
+    return volume
+
+
+def _exact_type(values: NDArray[Any]) -> type[np.generic]:
+    low, high = values.min(), values.max()
+    if values.dtype.kind in "iu" or np.array_equal(values, np.rint(values)):
+        for dtype in (np.int16, np.int32):
+            if np.iinfo(dtype).min <= low and high <= np.iinfo(dtype).max:
+                return dtype
+    with np.errstate(over="ignore"):
+        return np.float32 if np.array_equal(values.astype(np.float32), values) else np.float64
 
 
 def open_nifti(path: Path) -> NiftiFile:

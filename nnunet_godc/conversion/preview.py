@@ -172,7 +172,7 @@ def _shown(image_path: Path, label_path: Path, style: _Style) -> tuple[Volume[An
     image, label_file = open_volume(image_path), open_volume(label_path)
     if image.shape != label_file.shape:
         raise CaseError(f"the image has {image.shape} voxels and the label {label_file.shape}")
-    grid = image.read_grid(CaseLog(), what="image", trust_header=True)
+    grid, *_ = image.read_grids(CaseLog(), what="image", trust_header=True)
     label = Volume(read_label(label_file, style.rules, CaseLog()), grid).reoriented("LPS").voxels
     # A table look-up: several times faster than a comparison per value.
     of_focus, of_any = (

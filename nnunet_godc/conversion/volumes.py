@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -46,11 +46,10 @@ class VolumeFile(Protocol):
     @property
     def shape(self) -> tuple[int, int, int]: ...
 
-    def read_grid(self, log: CaseLog, *, what: str, spacing: Triple | None = None, trust_header: bool = False) -> Grid:
-        """Where the voxels lie; see `NiftiFile.read_grid`."""
-
-    def other_grids(self, what: str) -> Sequence[Grid]:
-        """Where the voxels lie by other entries of the header, which other programs believe."""
+    def read_grids(
+        self, log: CaseLog, *, what: str, spacing: Triple | None = None, trust_header: bool = False
+    ) -> list[Grid]:
+        """Where the voxels lie, and where else by other entries of the header; see `NiftiFile.read_grids`."""
 
     def read(self) -> NDArray[Any]:
         """The values, shape (i, j, k), exactly."""
@@ -93,8 +92,10 @@ class ItkFile:
     says_direction: bool
     segments: tuple[Segment, ...]
 
-    def read_grid(self, log: CaseLog, *, what: str, spacing: Triple | None = None, trust_header: bool = False) -> Grid:
-        """Where the voxels lie; see `NiftiFile.read_grid`."""
+    def read_grids(
+        self, log: CaseLog, *, what: str, spacing: Triple | None = None, trust_header: bool = False
+    ) -> list[Grid]:
+        """Where the voxels lie; see `NiftiFile.read_grids`."""
         grid = grid_from_affine(self.shape, self.affine, log, what=what)
         known = self.says_spacing and not is_default_affine(grid.affine)
         if not known and spacing is None and not trust_header:
@@ -105,11 +106,7 @@ class ItkFile:
             log.warnings.append(
                 f"the {what}'s header has no orientation: taken as LPS, as ITK does; look at the preview"
             )
-        return grid.with_spacing(spacing, log, what=what)
-
-    def other_grids(self, what: str) -> Sequence[Grid]:
-        """None: these headers say where the voxels lie once."""
-        return ()
+        return [grid.with_spacing(spacing, log, what=what)]
 
     def read(self) -> NDArray[Any]:
         """The values, (i, j, k).

@@ -21,7 +21,7 @@ def place(tmp_path, nifti, ct):
             path.write_bytes(path.read_bytes()[:280] + np.array(srow_x, "<f4").tobytes() + path.read_bytes()[296:])
         file = open_volume(path)
         grid = grid_from_affine(image.shape, TO_LPS @ LPS, CaseLog())
-        return align_label(file, mask, grid, policy, notes or CaseLog(), orientation="LPS", image=image)
+        return align_label(file, mask, [grid], policy, notes or CaseLog(), orientation="LPS", image=image)
 
     return place
 
@@ -165,12 +165,11 @@ def test_a_label_that_fits_the_qform_belongs_to_the_voxels(place, tmp_path, nift
         label, _ = align_label(
             file,
             mask,
-            image.read_grid(CaseLog(), what="image"),
+            image.read_grids(CaseLog(), what="image"),
             "physical",
             notes,
             orientation="RAS",
             image=ct[::-1, ::-1],
-            other_grids=image.other_grids("image"),
         )
         np.testing.assert_array_equal(label, mask[::-1, ::-1])
         assert not notes.warnings

@@ -18,7 +18,7 @@ GRID = Grid((12, 10, 6), (0.8, 0.8, 2.5), (-11.0, -7.0, 30.0), ((1.0, 0.0, 0.0),
 
 
 def grid_of(path, notes=None, **options):
-    return open_nifti(path).read_grid(notes or CaseLog(), what="image", **options)
+    return open_nifti(path).read_grids(notes or CaseLog(), what="image", **options)[0]
 
 
 @pytest.mark.parametrize("ending", [".nii", ".nii.gz"])
@@ -205,7 +205,7 @@ def test_every_reader_sees_what_was_written(tmp_path, ct, compression, dtype):
     np.testing.assert_allclose(np.diag([-1, -1, 1, 1]) @ with_nibabel.affine, grid.affine, atol=1e-4)
     np.testing.assert_allclose(with_nibabel.get_qform(), with_nibabel.get_sform(), atol=1e-4)
     np.testing.assert_array_equal(np.asanyarray(with_nibabel.dataobj), voxels)
-    assert open_nifti(path).read_grid(CaseLog(), what="image").matches(grid)
+    assert open_nifti(path).read_grids(CaseLog(), what="image")[0].matches(grid)
 
 
 def test_equal_input_gives_equal_bytes(tmp_path, ct):
@@ -246,6 +246,6 @@ def test_units_are_converted_unless_no_voxel_could_be_so(tmp_path, nifti, ct, un
     affine = np.diag([-0.8 * factor, -0.8 * factor, 2.5 * factor, 1])
     path = nifti(tmp_path / "a.nii", ct, affine, header=lambda header: header.set_xyzt_units(units))
     notes = CaseLog()
-    grid = open_nifti(path).read_grid(notes, what="image")
+    grid = open_nifti(path).read_grids(notes, what="image")[0]
     assert grid.spacing == pytest.approx((0.8, 0.8, 2.5), rel=1e-5)
     assert ("taken as mm" in "".join(notes.warnings)) == (factor == 1)

@@ -66,7 +66,7 @@ def assert_is_the_volume(path):
     np.testing.assert_array_equal(file.read(), VOXELS)
     (slab,) = file.slabs()
     np.testing.assert_array_equal(slab[1], VOXELS)
-    grid = file.read_grid(CaseLog(), what="image")
+    grid = file.read_grids(CaseLog(), what="image")[0]
     assert grid.spacing == pytest.approx((0.7, 0.8, 2.5))
     assert grid.origin == (10.0, 20.0, 30.0)
     assert grid.orientation == "LPS"
@@ -125,7 +125,7 @@ def test_oblique_axes_lie_where_itk_has_them(tmp_path, ending):
     image.SetSpacing((0.7, 0.8, 2.5))
     image.SetOrigin((10, 20, 30))
     SimpleITK.WriteImage(image, str(tmp_path / f"a{ending}"))
-    grid = open_volume(tmp_path / f"a{ending}").read_grid(CaseLog(), what="image")
+    grid = open_volume(tmp_path / f"a{ending}").read_grids(CaseLog(), what="image")[0]
     for index in np.ndindex(2, 2, 2):
         expected = image.TransformIndexToPhysicalPoint([int(n) for n in index])
         np.testing.assert_allclose((grid.affine @ (*index, 1))[:3], expected, atol=1e-9)
@@ -230,13 +230,13 @@ def test_a_spacing_that_is_not_there_is_unknown_not_1_mm(tmp_path):
     """ITK takes 1 mm for a line that it does not understand."""
     path = write_meta(tmp_path / "a.mha", {"ElementSpacing": None, "ElementSpac\x01ng": "0.7 0.8 2.5"})
     with pytest.raises(UnknownGeometryError):
-        open_volume(path).read_grid(CaseLog(), what="image")
+        open_volume(path).read_grids(CaseLog(), what="image")[0]
 
 
 def test_spacings_without_a_space_are_taken_with_a_warning(tmp_path):
     changes = {"space": None, "space directions": None, "space origin": None, "spacings": "0.7 0.8 2.5"}
     notes = CaseLog()
-    grid = open_volume(write_nrrd(tmp_path / "a.nrrd", changes)).read_grid(notes, what="image")
+    grid = open_volume(write_nrrd(tmp_path / "a.nrrd", changes)).read_grids(notes, what="image")[0]
     assert grid.spacing == (0.7, 0.8, 2.5)
     assert "no orientation" in notes.warnings[0]
 

@@ -28,6 +28,7 @@ from nnunet_godc.conversion.dicom.pixels import decode
 from nnunet_godc.conversion.dicom.straightening import Straightening
 from nnunet_godc.conversion.files import visible_files
 from nnunet_godc.conversion.geometry import ROUNDING, Grid, Triple, grid_from_affine
+from nnunet_godc.conversion.nifti import assembled
 from nnunet_godc.conversion.problems import CaseError, CaseLog, IrregularError, listed
 
 SeriesChoice = int | Literal["only", "largest"]
@@ -68,45 +69,37 @@ class DicomSeries:
     def shape(self) -> tuple[int, int, int]:
         return self.grid.shape
 
-    def read_grid(self, log: CaseLog, *, what: str, spacing: Triple | None = None, trust_header: bool = False) -> Grid:
+    def read_grids(
+        self, log: CaseLog, *, what: str, spacing: Triple | None = None, trust_header: bool = False
+    ) -> list[Grid]:
         """Where the voxels lie. Raises CaseError where a spacing is given, which is there to fill in headers."""
         if spacing is not None:
             raise CaseError("a spacing is given for a DICOM series, which has its own; take the case out of the CSV")
-        return self.grid
-
-    def other_grids(self, what: str) -> Sequence[Grid]:
-        """None: a series says where it lies once."""
-        return ()
-
-    def slabs(self) -> Iterator[tuple[slice, NDArray[Any]]]:
-        """All values as one slab."""
-        yield slice(0, self.shape[2]), self.read()
+        return [self.grid]
 
     def to_grid(self, points: NDArray[np.float64]) -> NDArray[np.float64]:
         """Points of one plane, mm, shape (points, 3), as they lie on `grid`."""
         return points if self.straightening is None else self.straightening.to_stack(points)
 
-    def read(self) -> NDArray[Any]:
-        """The rescaled values, shape (i, j, k), Fortran order; nothing is clipped or rounded.
+    def slabs(self) -> Iterator[tuple[slice, NDArray[Any]]]:
+        """The rescaled values slice by slice: position along k, and an array (i, j, 1); nothing is clipped or rounded.
 
-        Every slice is multiplied with its own RescaleSlope and shifted by its own RescaleIntercept, in float64. The
-        dtype is the first of int16, int32, float32 and float64 that holds all results exactly.
+        Every slice is multiplied with its own RescaleSlope and shifted by its own RescaleIntercept, in float64.
 
         Raises:
             CaseError: the pixels of a slice cannot be decoded, or two acquisitions alternate from slice to slice.
         """
-        columns, rows, count = self.grid.shape
-        volume: NDArray[Any] = np.zeros((count, rows, columns), np.int16)
-        means = np.zeros(count)
-        with quiet():
-            frames = _Frames()
-            for k, header in enumerate(self.slices):
-                values = _rescaled(header, frames, f"slice {k + 1} of {count}")
-                volume = volume.astype(np.result_type(volume.dtype, values.dtype), copy=False)
-                volume[k] = values
-                means[k] = values.mean()
-        _check_alternating(means)
-        return volume.transpose(2, 1, 0)
+        means = []
+        frames = _Frames()
+        for k, header in enumerate(self.slices):
+            values = _rescaled(header, frames, f"slice {k + 1} of {len(self.slices)}")
+            means.append(float(values.mean()))
+            yield slice(k, k + 1), values.T[:, :, None]
+        _check_alternating(np.array(means))
+
+    def read(self) -> NDArray[Any]:
+        """All of them, shape (i, j, k), in the first of int16, int32, float32 and float64 that holds them exactly."""
+        return assembled(self.shape, self.slabs())
 
 
 def is_dicom(path: Path) -> bool:
@@ -408,18 +401,17 @@ def _stacked(slices: Sequence[ImageHeader]) -> list[_Slice]:
 def _without_duplicates(slices: list[_Slice], log: CaseLog) -> list[_Slice]:
     """Drops slices that repeat the one before them, voxel for voxel."""
     kept = slices[:1]
-    with quiet():
-        frames = _Frames()
-        for header, plane in slices[1:]:
-            if not np.allclose(plane.position, kept[-1][1].position, rtol=0, atol=SAME_POSITION):
-                kept.append((header, plane))
-                continue
-            where = f"slice {len(kept)}, counted along the normal,"
-            if not np.array_equal(_rescaled(header, frames, where), _rescaled(kept[-1][0], frames, where)):
-                raise CaseError(
-                    f"two slices with different pixels share the position of {where} such as two phases or "
-                    "reconstructions in one series; separate them"
-                )
+    frames = _Frames()
+    for header, plane in slices[1:]:
+        if not np.allclose(plane.position, kept[-1][1].position, rtol=0, atol=SAME_POSITION):
+            kept.append((header, plane))
+            continue
+        where = f"slice {len(kept)}, counted along the normal,"
+        if not np.array_equal(_rescaled(header, frames, where), _rescaled(kept[-1][0], frames, where)):
+            raise CaseError(
+                f"two slices with different pixels share the position of {where} such as two phases or "
+                "reconstructions in one series; separate them"
+            )
     if len(kept) < len(slices):
         log.repairs.append(f"left out {_count(len(slices) - len(kept), 'slice|')} that another one repeats exactly")
     return kept
@@ -549,9 +541,10 @@ class _Frames:
 
 
 def _rescaled(header: ImageHeader, frames: _Frames, where: str) -> NDArray[Any]:
-    """One plane's values, shape (rows, columns), in the first of int16, int32, float32 and float64 that is exact."""
+    """One plane's values, shape (rows, columns), int64 or float64."""
     try:
-        stored = frames.stored(header)
+        with quiet():
+            stored = frames.stored(header)
     except UnreadableError as problem:
         raise CaseError(f"{where} {problem}", file=header.file) from None
     intercept = header.intercept or 0.0
@@ -559,14 +552,7 @@ def _rescaled(header: ImageHeader, frames: _Frames, where: str) -> NDArray[Any]:
         values: NDArray[Any] = stored.astype(np.int32) + np.int64(intercept)
     else:
         values = _hounsfield(header, stored.astype(np.float64))
-    if values.dtype.kind == "i" or np.array_equal(values, np.rint(values)):
-        low, high = values.min(), values.max()
-        for dtype in (np.int16, np.int32):
-            if np.iinfo(dtype).min <= low and high <= np.iinfo(dtype).max:
-                return values.astype(dtype)
-    with np.errstate(over="ignore"):
-        single = values.astype(np.float32)
-    return single if np.array_equal(single, values) else values.astype(np.float64)
+    return values
 
 
 def _hounsfield(header: ImageHeader, stored: Any) -> Any:
