@@ -7,9 +7,9 @@ from dataclasses import replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 
-from nnunet_godc.conversion.case import SeriesChoice
 from nnunet_godc.conversion.collection import Collection, CollectionListing
 from nnunet_godc.conversion.command import Converter, main
+from nnunet_godc.conversion.dicom import SeriesChoice
 from nnunet_godc.conversion.labels import LabelMap
 from nnunet_godc.conversion.pairing import (
     new_names,

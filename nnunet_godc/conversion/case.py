@@ -11,12 +11,22 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from nnunet_godc.conversion.alignment import Label, LabelGrid, align_label
+from nnunet_godc.conversion.dicom import (
+    DicomSeries,
+    SeriesChoice,
+    drawn_on,
+    is_dicom,
+    mask_files,
+    open_series,
+    read_masks,
+    region_names,
+)
 from nnunet_godc.conversion.files import VOLUME_ENDINGS, ending_of, visible_files
 from nnunet_godc.conversion.geometry import Grid, Triple, Volume, times
 from nnunet_godc.conversion.labels import LabelArray, LabelMap, Masks, merge_masks, read_label, read_mask, values_of
@@ -26,10 +36,6 @@ from nnunet_godc.conversion.volumes import ItkFile, VolumeFile, files_of, open_v
 from nnunet_godc.conversion_record import RECORD_FORMAT
 from nnunet_godc.replacing import replacing
 
-if TYPE_CHECKING:
-    from nnunet_godc.conversion.dicom import DicomSeries
-
-SeriesChoice = int | Literal["only", "largest"]
 NamedMasks = tuple[tuple[str, Path], ...]
 
 PLAUSIBLE_HU = (-250.0, 600.0)  # mean attenuation of anything that is segmented in these collections
@@ -203,8 +209,8 @@ def inspect_case(source: CaseSource, settings: CaseSettings) -> str:
     try:
         file, (grid, *_) = _open_image(source, settings, log)
         parts = [f"{times(grid.shape)} voxels of {times(grid.spacing)} mm", grid.orientation]
-        if (series := _as_series(file)) is not None:
-            number = series.slices[0].series_number
+        if isinstance(file, DicomSeries):
+            number = file.slices[0].series_number
             parts.append(f"series {'without a number' if number is None else number}")
         if holds := _label_contents(source, settings, grid):
             parts.append(holds)
@@ -247,7 +253,7 @@ class _OpenedCase:
 
     @property
     def series(self) -> DicomSeries | None:
-        return _as_series(self.file)
+        return self.file if isinstance(self.file, DicomSeries) else None
 
     @property
     def image_files(self) -> Sequence[Path]:
@@ -286,13 +292,10 @@ class _OpenedCase:
         return self._regions(self.source.label, self.series)
 
     def _regions(self, path: Path, series: DicomSeries) -> Masks:
-        from nnunet_godc.conversion import dicom
-
         def reoriented(draw: Callable[[], NDArray[np.bool_]]) -> NDArray[np.bool_]:
             return Volume(draw(), self.grid).reoriented(self.settings.orientation).voxels
 
-        masks = dicom.read_masks(path, series, self.log)
-        return {name: partial(reoriented, draw) for name, draw in masks.items()}
+        return {name: partial(reoriented, draw) for name, draw in read_masks(path, series, self.log).items()}
 
     def _separate_mask(self, name: str, path: Path) -> NDArray[np.bool_]:
         if self.series is not None and _has_regions(path):
@@ -336,10 +339,8 @@ def _open_image(source: CaseSource, settings: CaseSettings, log: CaseLog) -> tup
     if not _is_dicom(source.image):
         file = open_volume(source.image)
     else:
-        from nnunet_godc.conversion import dicom
-
-        references = frozenset[str]().union(*map(dicom.drawn_on, filter(_is_dicom, source.mask_paths)))
-        file = series = dicom.open_series(
+        references = frozenset[str]().union(*map(drawn_on, filter(_is_dicom, source.mask_paths)))
+        file = series = open_series(
             source.image, log, series=source.series, drawn_on=references, resample=settings.resample_series
         )
         if series.straightening is not None and not all(map(_is_dicom, source.mask_paths)):
@@ -350,37 +351,18 @@ def _open_image(source: CaseSource, settings: CaseSettings, log: CaseLog) -> tup
     return file, file.read_grids(log, what="image", spacing=spacing, trust_header=settings.trust_headers)
 
 
-def _as_series(file: VolumeFile) -> DicomSeries | None:
-    return None if isinstance(file, NiftiFile | ItkFile) else cast("DicomSeries", file)
-
-
 def _is_dicom(path: Path) -> bool:
-    """Whether a source is to be read by the DICOM modules, which take a second to load and are loaded only for that."""
-    if path.is_dir():
-        return True
-    if ending_of(path) in VOLUME_ENDINGS:
-        return False
-    from nnunet_godc.conversion import dicom
-
-    return dicom.is_dicom(path)
+    return path.is_dir() or (ending_of(path) not in VOLUME_ENDINGS and is_dicom(path))
 
 
 def _has_regions(path: Path) -> bool:
     """Whether a source is a DICOM-SEG or RTSTRUCT, or a folder with one."""
-    if not _is_dicom(path):
-        return False
-    from nnunet_godc.conversion import dicom
-
-    return bool(dicom.mask_files(path))
+    return _is_dicom(path) and bool(mask_files(path))
 
 
 def _open_label(path: Path) -> VolumeFile:
     """A volume file, or masks that are stored as a DICOM series of plain images."""
-    if not _is_dicom(path):
-        return open_volume(path)
-    from nnunet_godc.conversion import dicom
-
-    return dicom.open_series(path, CaseLog(), any_modality=True)
+    return open_series(path, CaseLog(), any_modality=True) if _is_dicom(path) else open_volume(path)
 
 
 def _separate_masks(source: CaseSource) -> NamedMasks:
@@ -388,11 +370,8 @@ def _separate_masks(source: CaseSource) -> NamedMasks:
     if source.label is None or not source.label.is_dir():
         return source.masks
     volumes = [path for path in visible_files(source.label) if ending_of(path) in VOLUME_ENDINGS]
-    if volumes:
-        from nnunet_godc.conversion import dicom
-
-        if dicom.is_dicom(source.label):
-            return source.masks
+    if volumes and is_dicom(source.label):
+        return source.masks
     return tuple((path.name[: -len(ending_of(path))], path) for path in volumes)
 
 
@@ -416,9 +395,7 @@ def _label_contents(source: CaseSource, settings: CaseSettings, grid: Grid) -> s
     if source.label is None:
         return ""
     if _has_regions(source.label):
-        from nnunet_godc.conversion import dicom
-
-        return f"regions {', '.join(map(repr, dicom.region_names(source.label)))}"
+        return f"regions {', '.join(map(repr, region_names(source.label)))}"
     file = _open_label(source.label)
     if settings.label_grid == "image" and file.shape != grid.shape:
         raise CaseError(

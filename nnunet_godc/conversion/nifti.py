@@ -78,7 +78,7 @@ class NiftiFile:
     def read_grids(
         self, log: CaseLog, *, what: str, spacing: Triple | None = None, trust_header: bool = False
     ) -> list[Grid]:
-        """Where the voxels lie: by sform, and by qform where both are there, since ITK and nibabel differ in what they take.
+        """Where the voxels lie by sform, and by qform if both are there: of these, ITK and nibabel take different ones.
 
         Args:
             log: takes repairs and warnings.

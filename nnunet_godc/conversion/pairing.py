@@ -11,9 +11,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from nnunet_godc.conversion.case import CaseSource, SeriesChoice
+from nnunet_godc.conversion.case import CaseSource
 from nnunet_godc.conversion.collection import case_name, check_case_name
-from nnunet_godc.conversion.dicom import is_dicom, patient_of
+from nnunet_godc.conversion.dicom import SeriesChoice, is_dicom, patient_of
 from nnunet_godc.conversion.files import VOLUME_ENDINGS, ending_of, visible_files
 from nnunet_godc.conversion.problems import Problem, listed
 from nnunet_godc.errors import UserError

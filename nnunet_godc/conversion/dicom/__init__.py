@@ -1,10 +1,11 @@
 """DICOM: series of CT images, and the masks that are drawn on them."""
 
 from nnunet_godc.conversion.dicom.masks import drawn_on, mask_files, read_masks, region_names
-from nnunet_godc.conversion.dicom.series import DicomSeries, is_dicom, open_series, patient_of
+from nnunet_godc.conversion.dicom.series import DicomSeries, SeriesChoice, is_dicom, open_series, patient_of
 
 __all__ = [
     "DicomSeries",
+    "SeriesChoice",
     "drawn_on",
     "is_dicom",
     "mask_files",

@@ -170,13 +170,10 @@ def _are_one(corners: NDArray[np.float64], other: NDArray[np.float64]) -> bool:
     """Whether two polygons, shape (points, 2), are the same one, from whatever start and in whatever direction."""
     area, other_area = _area(corners), _area(other)
     apart = [
-        extreme(axis=0) - extreme_of_other(axis=0)
-        for extreme, extreme_of_other in (
-            (corners.min, other.min),
-            (corners.max, other.max),
-        )
+        corners.min(axis=0) - other.min(axis=0),
+        corners.max(axis=0) - other.max(axis=0),
+        _centroid(corners) - _centroid(other),
     ]
-    apart.append(_centroid(corners) - _centroid(other))
     largest = max(area, other_area)
     return bool(abs(area - other_area) <= SAME_AREA * largest and np.abs(apart).max() <= SAME_AREA * np.sqrt(largest))
 
