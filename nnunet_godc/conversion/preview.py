@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 import textwrap
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import cycle
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -44,19 +45,6 @@ DPI = 100
 _Value = Annotated[int, Field(ge=0, le=255)]
 
 
-@dataclass(frozen=True)
-class PreviewSummary:
-    """What the picture shows.
-
-    Attributes:
-        focus: the label whose largest slice is shown.
-        problems: cases that could not be drawn, one sentence each.
-    """
-
-    focus: str
-    problems: tuple[str, ...]
-
-
 class _Description(BaseModel):
     """The part of dataset.json that tells how to read the dataset's files."""
 
@@ -75,20 +63,13 @@ class _Style:
     """
 
     labels: Mapping[str, tuple[int, ...]]
+    colours: Mapping[str, str]
     focus: str
     rules: LabelMap
     is_ct: bool
 
-    @property
-    def colours(self) -> dict[str, str]:
-        others = [name for name in self.labels if name != self.focus]
-        return {
-            **{name: OTHER_COLOURS[n % len(OTHER_COLOURS)] for n, name in enumerate(others)},
-            self.focus: TUMOUR_COLOUR,
-        }
 
-
-def write_preview(dataset: Path, out: Path, *, columns: int | None = None) -> PreviewSummary:
+def write_preview(dataset: Path, out: Path, *, columns: int | None = None) -> tuple[str, ...]:
     """Write a contact sheet (PNG) of all cases that have a label: contours on the slice with the largest tumour.
 
     Slices are axial, whole, and shown as radiologists look at them, whatever the files' orientation: the patient's
@@ -100,6 +81,9 @@ def write_preview(dataset: Path, out: Path, *, columns: int | None = None) -> Pr
         dataset: a raw nnU-Net dataset, converted by us or not. Warnings are taken from conversion.json if it is there.
         out: overwritten; its folder is made. Nothing is left there if the picture cannot be finished.
         columns: tiles in a row.
+
+    Returns:
+        Cases that could not be drawn, one sentence each.
 
     Raises:
         UserError: no raw dataset, no case with a label, or `out` cannot be written.
@@ -131,7 +115,7 @@ def write_preview(dataset: Path, out: Path, *, columns: int | None = None) -> Pr
     except OSError as error:
         reason = error.strerror or "unknown reason"
         raise UserError(f"cannot write {out}: {reason}; fix that, or choose another file") from error
-    return PreviewSummary(style.focus, tuple(problems))
+    return tuple(problems)
 
 
 def _read_style(dataset: Path) -> tuple[_Style, str]:
@@ -153,8 +137,9 @@ def _read_style(dataset: Path) -> tuple[_Style, str]:
     # A wide region first, or it would be drawn over the narrow ones inside it.
     ordered = sorted(labels, key=lambda name: (name == focus, -len(labels[name])))
     rules = LabelMap({value: str(value) for several in values.values() for value in several if value})
+    colours = dict(zip(ordered, cycle(OTHER_COLOURS), strict=False)) | {focus: TUMOUR_COLOUR}
     is_ct = description.channel_names.get("0") == "CT"
-    return _Style({name: labels[name] for name in ordered}, focus, rules, is_ct), description.file_ending
+    return _Style({name: labels[name] for name in ordered}, colours, focus, rules, is_ct), description.file_ending
 
 
 def _warnings(dataset: Path) -> dict[str, int]:
@@ -188,7 +173,7 @@ def _shown(image_path: Path, label_path: Path, style: _Style) -> tuple[Volume[An
         k, what = int(of_any.argmax()), f"no {style.focus}"
     whole = Volume(image.read(), grid).reoriented("LPS")
     i, j, _ = whole.grid.shape
-    one_slice = type(whole.grid)((i, j, 1), whole.grid.spacing, whole.grid.origin, whole.grid.direction)
+    one_slice = replace(whole.grid, shape=(i, j, 1))
     return (
         Volume(whole.voxels[:, :, k : k + 1], one_slice),
         label[:, :, k],

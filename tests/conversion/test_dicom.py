@@ -17,6 +17,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pydicom.encaps import encapsulate
 from pydicom.uid import (
+    DeflatedExplicitVRLittleEndian,
     JPEG2000Lossless,
     JPEGLossless,
     JPEGLosslessSV1,
@@ -438,6 +439,14 @@ def test_a_bare_slice_that_is_cut_off_is_an_error(tmp_path, meta):
     for size in (0, 1, 100, 300, len(whole) - 2):
         bare[3].write_bytes(whole[:size])
         assert failure(tmp_path), size
+
+
+def test_a_deflated_series_is_read(tmp_path, notes):
+    for file in write_series(tmp_path, VOXELS, GRID):
+        dataset = pydicom.dcmread(file)
+        dataset.file_meta.TransferSyntaxUID = DeflatedExplicitVRLittleEndian
+        dataset.save_as(file)
+    assert_whole(tmp_path, notes)
 
 
 def test_a_transfer_syntax_that_is_not_read_is_named(tmp_path):

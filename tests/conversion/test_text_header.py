@@ -246,3 +246,29 @@ def test_keys_of_programs_are_passed_over_but_for_segments(tmp_path):
     assert open_volume(write_nrrd(tmp_path / "a.seg.nrrd", extra=extra)).segments == (
         Segment("tumour: the left one", 0, 3),
     )
+
+
+@pytest.mark.parametrize("kind", ["list", "vector"])
+@pytest.mark.parametrize("encoding", ["raw", "gzip"])
+def test_overlapping_segments_lie_in_the_layers_of_a_fourth_axis(tmp_path, kind, encoding):
+    layers = np.zeros((2, *SHAPE), np.uint8)
+    layers[0, 1:4], layers[1, 2] = 1, 3
+    content = layers.tobytes(order="F")
+    changes = {
+        "type": "uint8",
+        "dimension": "4",
+        "sizes": "2 5 4 3",
+        "space directions": "none (0.7,0,0) (0,0.8,0) (0,0,2.5)",
+        "kinds": f"{kind} domain domain domain",
+        "encoding": encoding,
+    }
+    extra = [
+        f"Segment{n}_{key}:={value}"
+        for n in (0, 1)
+        for key, value in (("Name", n), ("LabelValue", 1 + 2 * n), ("Layer", n))
+    ]
+    path = tmp_path / "a.seg.nrrd"
+    write_nrrd(path, changes, gzip.compress(content) if encoding == "gzip" else content, extra=extra)
+    file = open_volume(path)
+    assert file.segments == (Segment("0", 0, 1), Segment("1", 1, 3))
+    np.testing.assert_array_equal(file.read_layers(), layers)
