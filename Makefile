@@ -9,11 +9,12 @@ export OMP_WAIT_POLICY ?= PASSIVE
 # Containers often set it. Then every process compiles what it imports anew, which takes nnU-Net 11 s at each start.
 unexport PYTHONDONTWRITEBYTECODE
 
-# Tests run beside each other, each file in one of so many processes.
+# Tests run beside each other, each file in one of so many processes; in the order of their names, so that none of the
+# files with few and long tests comes last.
 JOBS ?= 2
 
 BIN := .venv/bin
-PYTEST := $(BIN)/python -m pytest -n $(JOBS) --dist loadfile
+PYTEST := $(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder
 INSTALLED := .venv/installed
 
 .PHONY: demo test test-slow test-slurm lint docs release-check bench bench-gpu bench-nnunet constraints clean

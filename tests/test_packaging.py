@@ -1,5 +1,6 @@
 """What an installation holds, what nnU-Net finds through it, and what it leaves: pip and uv, regular and editable."""
 
+import ast
 import importlib.metadata
 import json
 import os
@@ -11,6 +12,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 from nnunet_godc import trainers
 
@@ -233,3 +236,24 @@ def test_trainers_refuse_an_unsupported_nnunet_in_one_sentence(tmp_path: Path):
         "nnunet_godc.errors.UserError: nnU-Net 2.5.1 is too old, nnunet-godc needs nnunetv2>=2.8,<3: "
         "run `pip install 'nnunetv2>=2.8,<3'`."
     )
+
+
+def test_what_is_imported_is_declared() -> None:
+    tomllib = pytest.importorskip("tomllib", reason="Python 3.10 reads no TOML")
+    imported = set()
+    for folder in ("nnunet_godc", "trainers", "dataset_conversion"):
+        for path in (REPOSITORY / folder).rglob("*.py"):
+            for node in ast.walk(ast.parse(path.read_text())):
+                if isinstance(node, ast.Import):
+                    imported |= {alias.name.partition(".")[0] for alias in node.names}
+                elif isinstance(node, ast.ImportFrom) and node.level == 0:
+                    imported.add(str(node.module).partition(".")[0])
+    project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
+    extras = [entry for name, entries in project["optional-dependencies"].items() if name != "dev" for entry in entries]
+    declared = {canonicalize_name(Requirement(entry).name) for entry in (*project["dependencies"], *extras)}
+    declared |= {"llvmlite", "pydantic-core", "triton"}  # parts of what is declared, which needs their exact versions
+    of_modules = importlib.metadata.packages_distributions()
+    foreign = imported - sys.stdlib_module_names - {"nnunet_godc", "trainers", "dataset_conversion"}
+    assert not {
+        module for module in foreign if declared.isdisjoint(map(canonicalize_name, of_modules.get(module, [module])))
+    }

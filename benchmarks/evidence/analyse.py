@@ -27,6 +27,9 @@ PREFIX = "nnUNetTrainerEvidence"
 # the upper end of each size: volumes of spheres of 6, 10 and 20 mm
 SIZES = {"< 6 mm": 113.0, "6-10 mm": 524.0, "10-20 mm": 4189.0, "> 20 mm": np.inf}
 BASELINES = ("SampleDice", "BatchDice")
+PRIMARY = (*BASELINES, "GODC")
+# Question 4: the network stands on the left; what it is to be compared with, on the right.
+ALIGNMENT = (("LFAM", "BatchDice"), ("LFAMFrozen", "BatchDice"), ("LFAM", "LFAMFrozen"))
 FOUND_IOU = 0.1
 COLOURS = ("#000000", "#E69F00", "#0072B2", "#CC79A7", "#009E73", "#56B4E9", "#D55E00", "#999999")  # Okabe and Ito
 STYLES = ("-", "--", "-.", ":")
@@ -60,11 +63,11 @@ def trainings_of(cases: pd.DataFrame) -> dict[str, set[tuple[int, int]]]:
 
 
 def complete(cases: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
-    """The cases of the methods that have as many trainings as any, and those that have fewer."""
+    """The trainings that all of `PRIMARY` have, of each method that has them, too; and the methods that do not."""
     trainings = trainings_of(cases)
-    most = max(trainings.values(), key=len)
-    fewer = [method for method in ordered(cases) if not trainings[method] >= most]
-    return cases[~cases["method"].isin(fewer)], fewer
+    shared = set.intersection(*(trainings[method] for method in PRIMARY))
+    fewer = [method for method in ordered(cases) if not trainings[method] >= shared]
+    return within(cases[~cases["method"].isin(fewer)], shared), fewer
 
 
 def within(cases: pd.DataFrame, trainings: set[tuple[int, int]]) -> pd.DataFrame:
@@ -115,7 +118,7 @@ def results(cases: pd.DataFrame, epochs: pd.DataFrame) -> Iterator[str]:
     yield "Made by `benchmarks/evidence/analyse.py`; what is asked stands in the [protocol](../protocol.md)."
     yield ""
     yield "Trainings: " + ", ".join(f"{method} {len(trainings[method])}" for method in ordered(cases)) + "."
-    count = len(trainings[methods[0]])
+    count = len(trainings_of(compared)[methods[0]])
     yield f"Tables: {len(first)} nodules of {first['patient'].nunique()} patients, {count} trainings of each method. In"
     yield "brackets: 95 % intervals over patients, for these trainings; what a new training would change is in none of"
     yield "them, but in the table by fold."
@@ -152,6 +155,7 @@ def results(cases: pd.DataFrame, epochs: pd.DataFrame) -> Iterator[str]:
             own, baseline = averaged(part, method), averaged(part, methods[0])
             rows.append([f"{method} ({len(trainings[method])} trainings)", *differences(own, baseline)])
         yield from table(rows, ["", "all", *SIZES])
+    yield from alignment(cases)
     yield from yardstick(cases)
     yield from convergence(epochs, methods)
 
@@ -178,11 +182,40 @@ def by_fold(cases: pd.DataFrame, methods: list[str]) -> Iterator[str]:
     for baseline in (name for name in BASELINES if name in methods):
         for method in (name for name in methods if name not in BASELINES[: BASELINES.index(baseline) + 1]):
             values = 100 * (means.loc[method] - means.loc[baseline]).to_numpy()
-            half = stats.t.ppf(0.975, len(values) - 1) * values.std(ddof=1) / np.sqrt(len(values))
-            mean = values.mean()
-            interval = f"{mean:.2f} [{mean - half:.2f}, {mean + half:.2f}]"
-            rows.append([f"{method} - {baseline}", *(f"{value:+.2f}" for value in values), interval])
+            rows.append([f"{method} - {baseline}", *(f"{value:+.2f}" for value in values), student(values)])
     yield from table(rows, ["", *(f"fold {fold}" for fold in means.columns), "mean"])
+
+
+def alignment(cases: pd.DataFrame) -> Iterator[str]:
+    """LFAM, and its control, on the trainings that both sides of a comparison have."""
+    trainings = trainings_of(cases)
+    there = [pair for pair in ALIGNMENT if all(method in trainings for method in pair)]
+    if not there:
+        return
+    yield "## LFAM: difference of the Dice on the trainings that both have, points"
+    yield ""
+    yield "All have batch Dice and cross-entropy; LFAMFrozen is LFAM whose offsets stay zero. Mean over folds as above."
+    yield ""
+    sizes, folds = [], []
+    for method, against in there:
+        shared = trainings[method] & trainings[against]
+        part = within(cases, shared)
+        name = f"{method} - {against} ({len(shared)} trainings)"
+        sizes.append([name, *differences(averaged(part, method), averaged(part, against))])
+        means = part.groupby(["method", "fold"])["dice"].mean().unstack()
+        values = (100 * (means.loc[method] - means.loc[against])).dropna()
+        each = [f"{values[fold]:+.2f}" if fold in values else "" for fold in range(5)]
+        folds.append([name, *each, student(values.to_numpy())])
+    yield from table(sizes, ["", "all", *SIZES])
+    yield from table(folds, ["", *(f"fold {fold}" for fold in range(5)), "mean"])
+
+
+def student(values: np.ndarray) -> str:
+    """The mean with Student's interval, where there are two values or more."""
+    if len(values) < 2:
+        return f"{values.mean():.2f}"
+    half = stats.t.ppf(0.975, len(values) - 1) * values.std(ddof=1) / np.sqrt(len(values))
+    return f"{values.mean():.2f} [{values.mean() - half:.2f}, {values.mean() + half:.2f}]"
 
 
 def yardstick(cases: pd.DataFrame) -> Iterator[str]:

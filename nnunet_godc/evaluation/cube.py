@@ -197,13 +197,10 @@ def _cube(rows: pd.DataFrame, cross_validated: bool) -> Cube:
     run, run_names = _numbered(rows, ["configuration", "plans", "trainer"])
     units = ["patient", "case", *(["lesion"] if rows["lesion"].notna().any() else [])]
     unit, unit_names = _numbered(rows, units, sort=True)
-    cases = [name[1:] for name in unit_names]
-    if len(set(cases)) < len(cases):
-        twice = next(name for index, name in enumerate(cases) if name in cases[:index])
-        raise UserError(f"case {twice[0]} belongs to two patients; give it the same one in all measurements")
+    _check_one_patient([name[1:] for name in unit_names])
     fold = rows["fold"].fillna(NO_FOLD).to_numpy(dtype=np.int64)
-    fold_of = np.full(len(run_names) * len(unit_names), np.iinfo(np.int64).max)
-    np.minimum.at(fold_of, run * len(unit_names) + unit, fold)
+    fold_of = np.full((len(run_names), len(unit_names)), np.iinfo(np.int64).max)
+    np.minimum.at(fold_of, (run, unit), fold)
     fold_of[fold_of == np.iinfo(np.int64).max] = NOT_THERE
 
     # What was not measured has no label and metric, and makes its case known.
@@ -213,13 +210,7 @@ def _cube(rows: pd.DataFrame, cross_validated: bool) -> Cube:
     shape = (len(run_names), len(unit_names), len(question_names))
     place = np.ravel_multi_index((run, unit, question), shape) if len(rows) else np.zeros(0, np.int64)
     _check_measured_once(rows, place, fold)
-    size = int(np.prod(shape))
-    times = np.bincount(place, minlength=size)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        values = np.bincount(place, rows["value"].to_numpy(dtype=np.float64), size) / times
-    states = np.where(times > 0, 0, ALL_STATES.index(NOT_MEASURED)).astype(np.uint8)
-    code, entries = pd.factorize(rows["state"])
-    np.maximum.at(states, place, np.array([STATES.index(str(entry)) for entry in entries], dtype=np.uint8)[code])
+    values, states = _values_and_states(rows, place, int(np.prod(shape)))
     values, states = values.reshape(shape), states.reshape(shape)
     if "lesion" in units:
         states[:, (states == ALL_STATES.index(NOT_MEASURED)).all(axis=0)] = 0  # a lesion of another bin or label
@@ -228,11 +219,7 @@ def _cube(rows: pd.DataFrame, cross_validated: bool) -> Cube:
     for index, (configuration, plans, trainer) in enumerate(run_names):
         trainings.setdefault(Method(configuration, plans, without_seed(trainer)), []).append(index)
     questions = [Question(*name) for name in question_names]
-    label_columns: dict[str, list[int]] = {}
-    for index, asked in enumerate(questions):
-        if not asked.bin:
-            label_columns.setdefault(asked.metric, []).append(index)
-    over = {metric: tuple(columns) for metric, columns in label_columns.items() if len(columns) > 1}
+    over = _over_labels(questions)
     seeds = rows.groupby(run)["seed"].first()
     patients = [name[0] for name in unit_names]
     first_case = [index for index, name in enumerate(patients) if index == 0 or name != patients[index - 1]]
@@ -249,8 +236,36 @@ def _cube(rows: pd.DataFrame, cross_validated: bool) -> Cube:
         seeds=tuple(-1 if pd.isna(seed := seeds.get(index)) else int(seed) for index in range(len(run_names))),
         values=values,
         states=states,
-        fold_of=fold_of.reshape(len(run_names), len(unit_names)),
+        fold_of=fold_of,
     )
+
+
+def _over_labels(questions: Sequence[Question]) -> dict[str, tuple[int, ...]]:
+    """By metric, the places of the questions about several labels whose mean is a question, too."""
+    columns: dict[str, list[int]] = {}
+    for index, question in enumerate(questions):
+        if not question.bin:
+            columns.setdefault(question.metric, []).append(index)
+    return {metric: tuple(places) for metric, places in columns.items() if len(places) > 1}
+
+
+def _check_one_patient(cases: Sequence[tuple[str, ...]]) -> None:
+    if len(set(cases)) < len(cases):
+        twice = next(name for index, name in enumerate(cases) if name in cases[:index])
+        raise UserError(f"case {twice[0]} belongs to two patients; give it the same one in all measurements")
+
+
+def _values_and_states(
+    rows: pd.DataFrame, place: NDArray[np.int64], size: int
+) -> tuple[NDArray[np.float64], NDArray[np.uint8]]:
+    """At each of `size` places, the mean of the values that were measured there (over folds), and the worst state."""
+    times = np.bincount(place, minlength=size)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        values = np.bincount(place, rows["value"].to_numpy(dtype=np.float64), size) / times
+    states = np.where(times > 0, 0, ALL_STATES.index(NOT_MEASURED)).astype(np.uint8)
+    code, entries = pd.factorize(rows["state"])
+    np.maximum.at(states, place, np.array([STATES.index(str(entry)) for entry in entries], dtype=np.uint8)[code])
+    return values, states
 
 
 def _numbered(

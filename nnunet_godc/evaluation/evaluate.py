@@ -6,7 +6,7 @@ import dataclasses
 import json
 import math
 import platform
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from itertools import pairwise
@@ -23,7 +23,7 @@ from nnunet_godc.evaluation.costs import training_costs
 from nnunet_godc.evaluation.lesions import LesionRule
 from nnunet_godc.evaluation.measurement import Measured, measure
 from nnunet_godc.evaluation.patients import read_patients
-from nnunet_godc.evaluation.report import PAPER, Part, check_baseline, check_resamples, make_report
+from nnunet_godc.evaluation.report import PAPER, Part, Report, check_baseline, check_resamples, make_report
 from nnunet_godc.evaluation.results import Results, predicted_results, trainer_results
 from nnunet_godc.evaluation.statistics import RESAMPLES
 from nnunet_godc.evaluation.table import MODEL_COLUMNS, check_table, long_table, read_tables, write_table
@@ -143,95 +143,44 @@ def evaluate(
             measured, something cannot be read, or `out` cannot be written to.
     """
     check_options(nsd_tolerance_mm, lesion_rule, lesion_bins_ml, workers, resamples)
-    frames: list[pd.DataFrame] = []
-    found: list[Results] = []
-    if isinstance(results, pd.DataFrame):
-        check_table(results)
-        frames.append(results)
-    else:
-        paths = [Path(path) for path in results]
-        if tables := [path for path in paths if path.is_file() or path.suffix == ".csv"]:
-            frames.append(read_tables(tables))
-        referred = None if references is None else Path(references)
-        found = [trainer_results(path, referred) for path in paths if path not in tables]
-        for folder in predictions:
-            if referred is None:
-                raise UserError("predictions need their references; give the folder of these")
-            found.append(predicted_results(Path(folder), referred, dataset_json, plans, only_predicted=only_predicted))
-    if not frames and not found:
-        raise UserError("nothing to evaluate; give folders of results, tables, or predictions and references")
+    frames, found = _given(results, predictions, references, dataset_json, plans, only_predicted)
     if baseline is not None:
-        trainers = {result.trainer for result in found} | {
-            str(t) for frame in frames for t in frame["trainer"].unique()
-        }
+        trainers = {result.trainer for result in found}.union(
+            *(map(str, frame["trainer"].unique()) for frame in frames)
+        )
         check_baseline(baseline, {without_seed(trainer) for trainer in trainers})
 
-    measured = Measured([])
-    notes: list[str] = []
-    record: dict[str, Any] = {}
+    new = _New()
+    written: list[Path] = []
     target = None if out is None else Path(out)
     try:
         if found:
             options = _options(found, metrics, nsd_tolerance_mm, lesions, lesion_rule, accept_headers)
-            _check_distinct(found)
-            patient_of, about_patients = read_patients(found, patients)
-            if target is not None:
-                target.mkdir(parents=True, exist_ok=True)
-            cache = None if target is None else target / CACHE
-            measured = measure(found, options, cache=cache, workers=workers, progress=progress)
-            if not any(cases for _, cases in measured.cases):
-                raise UserError("no case could be measured" + "".join(f"\n  {text}" for text in measured.problems))
-            costs = [training_costs(result.folder) for result in found]
-            frame = long_table(
-                measured.cases, measured.unmeasured, costs, patient_of, nsd_tolerance_mm=nsd_tolerance_mm
-            )
-            frames.append(frame)
-            notes = [note for result in found for note in result.notes] + [about_patients, _about_cases(measured)]
-            if options.lesions:
-                chosen = "as asked for" if lesions else "by their names"
-                notes.append(f"lesions: {', '.join(options.lesions)} ({chosen}), {options.rule}")
-            elif {"lesions", "all"} & set(metrics):
-                notes.append("lesions: no label is called like one; --lesions names those that are")
-            record = {
-                **_how(options, lesion_bins_ml),
-                "patients": about_patients,
-                "results": [_about(result, frame) for result in found],
-                "cases": {"counted by nnU-Net": measured.counted, "measured": measured.read, "kept": measured.kept},
-                "problems": measured.problems,
-                "notes": notes,
-            }
+            new = _measure(found, options, patients, target, workers, progress)
+            frames.append(new.frame)
+            new.notes += _about_lesions(options, lesions, metrics)
+            new.record = {**_how(options, lesion_bins_ml), **new.record}
         measurements = frames[0] if len(frames) == 1 else _joined(frames)
-        written: list[Path] = []
         if target is not None and found:  # what took long to measure stays, whatever the report says
-            written = _write_measured(measurements, target, record)
+            written = _write_measured(measurements, target, new.record)
         try:
             report = make_report(
                 measurements,
                 baseline=baseline,
                 table=table,
                 lesion_bins_ml=lesion_bins_ml,
-                notes=notes,
+                notes=new.notes,
                 seed=seed,
                 resamples=resamples,
             )
         except UserError as error:
             if not found:
                 raise
-            told = "".join(f"\n  {text}" for text in measured.problems)
-            earlier = target is not None and (target / REPORT).exists()
-            raise UserError(
-                f"measured, but not reported: {error}{told}"
-                + ("; the report that is there is of an earlier run" if earlier else "")
-            ) from error
-        if target is not None and not found and not isinstance(results, pd.DataFrame):
-            written = _write_measured(measurements, target, record)
+            raise UserError(_not_reported(error, new.problems, target)) from error
         if target is not None:
-            target.mkdir(parents=True, exist_ok=True)
-            paths = [target / name for name in report.files]
-            with replacing_all(paths) as temporaries:
-                for temporary, content in zip(temporaries, report.files.values(), strict=True):
-                    temporary.write_text(content, encoding="utf-8", newline="\n")
-            written += paths
+            if not found and not isinstance(results, pd.DataFrame):
+                written = _write_measured(measurements, target)
+            written += _write_report(report, target)
     except OSError as error:
         where = f" ({error.filename})" if error.filename else ""
         raise UserError(f"cannot write to {out}: {error.strerror}{where}; choose another folder with --out") from error
@@ -243,8 +192,8 @@ def evaluate(
         report.parts,
         found,
         files=written,
-        problems=measured.problems,
-        notes=notes,
+        problems=new.problems,
+        notes=new.notes,
     )
 
 
@@ -268,6 +217,72 @@ def check_options(
     edges = [0.0, *bins]
     if not all(low < high < math.inf for low, high in pairwise(edges)):
         raise UserError("--lesion-bins have to be volumes above 0 ml, each larger than the one before")
+
+
+def _given(
+    results: Sequence[Path | str] | pd.DataFrame,
+    predictions: Sequence[Path | str],
+    references: Path | str | None,
+    dataset_json: Path | None,
+    plans: Path | None,
+    only_predicted: bool,
+) -> tuple[list[pd.DataFrame], list[Results]]:
+    """What was measured before, and what is to be measured now."""
+    if isinstance(results, pd.DataFrame):
+        check_table(results)
+        return [results], []
+    paths = [Path(path) for path in results]
+    tables = [path for path in paths if path.is_file() or path.suffix == ".csv"]
+    frames = [read_tables(tables)] if tables else []
+    referred = None if references is None else Path(references)
+    found = [trainer_results(path, referred) for path in paths if path not in tables]
+    for folder in predictions:
+        if referred is None:
+            raise UserError("predictions need their references; give the folder of these")
+        found.append(predicted_results(Path(folder), referred, dataset_json, plans, only_predicted=only_predicted))
+    if not frames and not found:
+        raise UserError("nothing to evaluate; give folders of results, tables, or predictions and references")
+    _check_distinct(found)
+    return frames, found
+
+
+@dataclass
+class _New:
+    """What was measured on images, or counted by nnU-Net, in this run: the long table, and what is told of it."""
+
+    frame: pd.DataFrame = field(default_factory=pd.DataFrame)
+    record: dict[str, Any] = field(default_factory=dict)
+    problems: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+
+def _measure(
+    found: Sequence[Results],
+    options: Options,
+    patients: Path | None,
+    target: Path | None,
+    workers: int,
+    progress: Callable[[int, int], None],
+) -> _New:
+    patient_of, about_patients = read_patients(found, patients)
+    if target is not None:
+        target.mkdir(parents=True, exist_ok=True)
+    cache = None if target is None else target / CACHE
+    measured = measure(found, options, cache=cache, workers=workers, progress=progress)
+    if not any(cases for _, cases in measured.cases):
+        raise UserError("no case could be measured" + "".join(f"\n  {text}" for text in measured.problems))
+    costs = [training_costs(result.folder) for result in found]
+    tolerance = options.nsd_tolerance_mm
+    frame = long_table(measured.cases, measured.unmeasured, costs, patient_of, nsd_tolerance_mm=tolerance)
+    notes = [note for result in found for note in result.notes] + [about_patients, _about_cases(measured)]
+    record = {
+        "patients": about_patients,
+        "results": [_about(result, frame) for result in found],
+        "cases": {"counted by nnU-Net": measured.counted, "measured": measured.read, "kept": measured.kept},
+        "problems": measured.problems,
+        "notes": notes,
+    }
+    return _New(frame, record, measured.problems, notes)
 
 
 def _options(
@@ -294,7 +309,7 @@ def _joined(frames: Sequence[pd.DataFrame]) -> pd.DataFrame:
     return joined.astype(dict.fromkeys(text, "category"))
 
 
-def _write_measured(measurements: pd.DataFrame, out: Path, record: dict[str, Any]) -> list[Path]:
+def _write_measured(measurements: pd.DataFrame, out: Path, record: Mapping[str, Any] | None = None) -> list[Path]:
     out.mkdir(parents=True, exist_ok=True)
     write_table(measurements, out / MEASUREMENTS)
     if not record:
@@ -302,6 +317,15 @@ def _write_measured(measurements: pd.DataFrame, out: Path, record: dict[str, Any
     with replacing(out / RECORD) as temporary:
         temporary.write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     return [out / MEASUREMENTS, out / RECORD]
+
+
+def _write_report(report: Report, out: Path) -> list[Path]:
+    out.mkdir(parents=True, exist_ok=True)
+    paths = [out / name for name in report.files]
+    with replacing_all(paths) as temporaries:
+        for temporary, content in zip(temporaries, report.files.values(), strict=True):
+            temporary.write_text(content, encoding="utf-8", newline="\n")
+    return paths
 
 
 def _check_distinct(results: Sequence[Results]) -> None:
@@ -353,6 +377,23 @@ def _about(result: Results, measurements: pd.DataFrame) -> dict[str, Any]:
             for label in result.labels.values
         },
     }
+
+
+def _about_lesions(options: Options, asked_for: Sequence[str] | None, groups: Sequence[Group]) -> list[str]:
+    if options.lesions:
+        chosen = "as asked for" if asked_for else "by their names"
+        return [f"lesions: {', '.join(options.lesions)} ({chosen}), {options.rule}"]
+    if {"lesions", "all"} & set(groups):
+        return ["lesions: no label is called like one; --lesions names those that are"]
+    return []
+
+
+def _not_reported(error: UserError, problems: Sequence[str], target: Path | None) -> str:
+    told = "".join(f"\n  {text}" for text in problems)
+    earlier = target is not None and (target / REPORT).exists()
+    return f"measured, but not reported: {error}{told}" + (
+        "; the report that is there is of an earlier run" if earlier else ""
+    )
 
 
 def _about_cases(measured: Measured) -> str:

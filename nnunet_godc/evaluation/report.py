@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import asdict, dataclass
 from typing import Any, TypeVar
 
@@ -34,6 +34,10 @@ COMPARISON_COLUMNS = (
     *("new_trainings", "patients", "cases", "only_method", "only_against", "selectively_missing", "difference", "low"),
     *("high", "freedom", "effect_size", "effect_low", "effect_high", "wins", "ties", "losses", "p", "p_holm"),
     *("wilcoxon_p", "tests", "trainings", "trainings_against", "significant", "sentence"),
+)
+_BOLD = (
+    "Bold: better than every method that it was compared with, as claimed. W/T/L: patients for whom the method is "
+    "better, equal (to 1e-6), worse."
 )
 _LATEX_HEAD = r"""% Written by nnunet-godc, for \input. Before \begin{document}:
 % \usepackage{booktabs,graphicx}
@@ -284,25 +288,19 @@ def _markdown_block(block: Table | str | Sequence[str]) -> str:
 def _headline(section: Section, baseline: str | None) -> Table:
     """One row per method: means over labels, and the difference in the first metric."""
     entries = {(entry.method, entry.question): entry for entry in section.summaries}
-    best, first = _winners(section.comparisons), section.metrics[0] if section.metrics else None
+    best = _winners(section.comparisons)
     several = len({question.label for question in section.cube.questions if question.label != OVER_LABELS}) > 1
     questions = [Question(section.headline(metric), metric) for metric in section.metrics]
-    compared = {
-        entry.method: entry
-        for entry in section.comparisons
-        if baseline is not None and entry.question.metric == first and entry.question.label == section.headline(first)
-    }
+    against = [entry for entry in section.comparisons if baseline is not None and entry.question in questions[:1]]
+    differences = {entry.method: f"{_difference(entry)}, {_p(entry.p_holm)}" for entry in against}
     rows = []
     for method in ordered_methods(section.cube.methods, baseline):
         cells = [_estimate(entries[method, question], bold=(method, question) in best) for question in questions]
-        against = compared.get(method)
-        difference = "" if against is None else f"{_difference(against)}, {_p(against.p_holm)}"
-        own = next(entry for entry in section.summaries if entry.method == method)
-        rows.append(
-            [named(method, section.cube.methods), str(own.trainings), *cells, *([difference] if compared else [])]
-        )
+        trainings = next(entry.trainings for entry in section.summaries if entry.method == method)
+        difference = [differences.get(method, "")] if differences else []
+        rows.append([named(method, section.cube.methods), str(trainings), *cells, *difference])
     headings = ["Method", "trainings", *(_heading(question.metric) for question in questions)]
-    headings += [f"{shown(first).name} against {baseline}"] if compared and first else []
+    headings += [f"{shown(questions[0].metric).name} against {baseline}"] if differences else []
     what = "mean over labels" if several else next(iter(question.label for question in questions), "")
     return Table(f"{section.title}: {what} [95 % interval].", headings, rows)
 
@@ -490,31 +488,38 @@ def _notes(sections: Sequence[Section], settings: Mapping[str, Any], measurement
         "zero. It is an improvement only where no case is left out because of what one of the two predicted.",
         *caveats(comparisons),
     ]
-    if asked := multiplicity(comparisons):
-        notes.append(asked)
-    if comparisons:
-        notes.append("Bold: better than every method that it was compared with, as claimed. W/T/L: patients for whom "
-                     "the method is better, equal (to 1e-6), worse.")  # fmt: skip
-    if any(math.isfinite(entry.mean) and not math.isfinite(entry.low) for entry in summaries):
-        notes.append(
-            "No interval: fewer than four patients, or too few of them differ from the others to tell the spread."
-        )
-    if any(0 < entry.patients < FEW_PATIENTS for entry in summaries):
-        notes.append(f"Fewer than {FEW_PATIENTS} patients: intervals of the means of skewed metrics are too narrow.")
-    if any(shown(entry.question.metric).unit == "mm" for entry in summaries):
-        notes.append("Of distances the median stands in the tables: a mean distance is made by its largest ones, and "
-                     "its interval is too narrow even for a hundred patients.")  # fmt: skip
-    if any(metrics.better(entry.question.metric) == "zero" for entry in summaries):
-        notes.append(
-            "Volume errors: the mean is signed and tells the bias; comparisons are of the distances from zero."
-        )
-    if any(question.label == OVER_LABELS for section in sections for question in section.cube.questions):
-        notes.append("Mean over labels: of the labels' means over the cases where each is defined.")
-    if number := int((measurements["metric"] == metrics.HEADERS_DIFFER).sum()):
-        largest = measurements.loc[measurements["metric"] == metrics.HEADERS_DIFFER, "value"].max()
-        notes.append(f"{number} predictions were measured voxel by voxel although their headers differ from those of "
-                     f"the references, by up to {largest:.3g} mm.")  # fmt: skip
-    return [*notes, "comparisons.csv has a sentence for each comparison; docs/statistics.md says how numbers are made."]
+    differ = measurements.loc[measurements["metric"] == metrics.HEADERS_DIFFER, "value"]
+    of_summaries: dict[str, Callable[[Summary], bool]] = {
+        "No interval: fewer than four patients, or too few of them differ from the others to tell the spread.": (
+            lambda entry: math.isfinite(entry.mean) and not math.isfinite(entry.low)
+        ),
+        f"Fewer than {FEW_PATIENTS} patients: intervals of the means of skewed metrics are too narrow.": (
+            lambda entry: 0 < entry.patients < FEW_PATIENTS
+        ),
+        "Of distances the median stands in the tables: a mean distance is made by its largest ones, and its interval "
+        "is too narrow even for a hundred patients.": lambda entry: shown(entry.question.metric).unit == "mm",
+        "Volume errors: the mean is signed and tells the bias; comparisons are of the distances from zero.": (
+            lambda entry: metrics.better(entry.question.metric) == "zero"
+        ),
+        "Mean over labels: of the labels' means over the cases where each is defined.": (
+            lambda entry: entry.question.label == OVER_LABELS
+        ),
+    }
+    return [
+        *notes,
+        *filter(None, [multiplicity(comparisons)]),
+        *([_BOLD] if comparisons else []),
+        *(sentence for sentence, holds in of_summaries.items() if any(map(holds, summaries))),
+        *([_headers_differ(differ)] if len(differ) else []),
+        "comparisons.csv has a sentence for each comparison; docs/statistics.md says how numbers are made.",
+    ]
+
+
+def _headers_differ(distances_mm: pd.Series[float]) -> str:
+    return (
+        f"{len(distances_mm)} predictions were measured voxel by voxel although their headers differ from those of the "
+        f"references, by up to {distances_mm.max():.3g} mm."
+    )
 
 
 def _latex(sections: Sequence[Section], unmeasured: Table | None, baseline: str | None) -> str:

@@ -39,6 +39,13 @@ ALL_STATES = (*metrics.STATES, *metrics.UNMEASURED)
 LATER = ("seed", "lesion", "volume_ml")  # columns that tables of version 0.1.0 lack
 _LESIONS_OF_0_1_0 = {"detected": metrics.LESION_SENSITIVITY, "iou": metrics.LESION_IOU, "dice": metrics.LESION_DICE}
 
+_OF_LESIONS = {
+    metrics.LESION_SENSITIVITY: "sensitivity",
+    metrics.LESION_DICE: "dice",
+    metrics.LESION_F1: "f1",
+    metrics.FALSE_POSITIVE_LESIONS: "false_positives",
+}
+
 Measured = Sequence[tuple[Case, CaseMeasures]]
 Codes = NDArray[np.int32]
 
@@ -213,31 +220,21 @@ def _add_label(rows: _Rows, model: _Model, label: str, cases: Measured, nsd: str
         rows.add(model, label, metric, np.arange(len(measures)), values, states)
 
     # What follows was measured on images, and not all cases of a trainer need have been.
-    on_images = [(i, case.voxel_ml) for i, (_, case) in enumerate(cases) if case.voxel_ml is not None]
+    on_images = [(index, case.voxel_ml) for index, (_, case) in enumerate(cases) if case.voxel_ml is not None]
     if on_images:
-        at, voxel_ml = np.array([i for i, _ in on_images]), np.array([volume for _, volume in on_images])
+        at, voxel_ml = np.array([index for index, _ in on_images]), np.array([volume for _, volume in on_images])
         absent = states[at] == metrics.STATES.index(metrics.ABSENT_IN_BOTH)
         rows.add(model, label, metrics.VOLUME_ERROR, at, np.where(absent, np.nan, (fp - fn)[at] * voxel_ml), states[at])
-    surfaces = [(i, measure.surface) for i, measure in enumerate(measures) if measure.surface is not None]
-    if surfaces:
-        at = np.array([i for i, _ in surfaces])
-        for metric, measured in {
-            metrics.HD95: [surface.hd95 for _, surface in surfaces],
-            metrics.ASSD: [surface.assd for _, surface in surfaces],
-            nsd: [surface.nsd for _, surface in surfaces],
-        }.items():
-            rows.add(model, label, metric, at, measured, states[at])
-    lesions = [(i, measure.lesions) for i, measure in enumerate(measures) if measure.lesions is not None]
-    if lesions:
-        at = np.array([i for i, _ in lesions])
-        for metric, measured in {
-            metrics.LESION_SENSITIVITY: [found.sensitivity for _, found in lesions],
-            metrics.LESION_DICE: [found.dice for _, found in lesions],
-            metrics.LESION_F1: [found.f1 for _, found in lesions],
-        }.items():
-            rows.add(model, label, metric, at, measured, states[at])
-        false_positives = [found.false_positives for _, found in lesions]
-        rows.add(model, label, metrics.FALSE_POSITIVE_LESIONS, at, false_positives, np.zeros(len(at)))  # "defined"
+    for part, names in (
+        ("surface", {metrics.HD95: "hd95", metrics.ASSD: "assd", nsd: "nsd"}),
+        ("lesions", _OF_LESIONS),
+    ):
+        measured = [(index, found) for index, m in enumerate(measures) if (found := getattr(m, part)) is not None]
+        at = np.array([index for index, _ in measured], np.intp)
+        for metric, name in names.items() if measured else ():
+            always = metric == metrics.FALSE_POSITIVE_LESIONS  # is defined
+            state = np.zeros(len(at), states.dtype) if always else states[at]
+            rows.add(model, label, metric, at, [getattr(found, name) for _, found in measured], state)
 
 
 def _add_lesions(rows: _Rows, model: _Model, label: str, cases: Measured) -> None:

@@ -85,27 +85,9 @@ class MonaiGODCLoss(nn.Module):
 
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
         several = input.shape[1] > 1
-        for name in ("softmax", "to_onehot_y"):
-            if getattr(self, name) and not several:
-                warnings.warn(f"GODC: {name}=True has no effect on a single channel.", stacklevel=2)
-        if not (self.include_background or several):
-            warnings.warn("GODC: include_background=False has no effect on a single channel.", stacklevel=2)
-        expected = (len(input), 1, *input.shape[2:]) if self.to_onehot_y and several else input.shape
-        if target.shape != torch.Size(expected):
-            hint = "" if self.to_onehot_y else "; to_onehot_y=True takes labels (B, 1, ...)"
-            raise ValueError(
-                f"GODC: the target's shape is {tuple(target.shape)}, and {tuple(expected)} belongs to an input of "
-                f"{tuple(input.shape)}{hint}."
-            )
-        probabilities = input
-        if self.sigmoid:
-            probabilities = torch.sigmoid(input)
-        elif self.softmax and several:
-            probabilities = torch.softmax(input, 1)
-        elif self.other_act is not None:
-            probabilities = self.other_act(input)
+        self._check(input, target)
         background = self.include_background or not several
-        statistics = soft_statistics(probabilities, target, include_background=background)
+        statistics = soft_statistics(self._activated(input), target, include_background=background)
         sums = statistics.prediction + statistics.reference
         dice = (2 * statistics.intersection + self.smooth_nr) / (sums + self.smooth_dr)  # (B, C)
         loss = 1 - dice
@@ -123,3 +105,26 @@ class MonaiGODCLoss(nn.Module):
         if self.reduction == "none":
             return loss.reshape(*loss.shape, *(1,) * (input.dim() - 2))
         return loss.sum() if self.reduction == "sum" else loss.mean() * share
+
+    def _check(self, input: Tensor, target: Tensor) -> None:
+        """Warns of arguments without effect, as MONAI does, and refuses a target of another shape."""
+        several = input.shape[1] > 1
+        for name in ("softmax", "to_onehot_y"):
+            if getattr(self, name) and not several:
+                warnings.warn(f"GODC: {name}=True has no effect on a single channel.", stacklevel=3)
+        if not (self.include_background or several):
+            warnings.warn("GODC: include_background=False has no effect on a single channel.", stacklevel=3)
+        expected = (len(input), 1, *input.shape[2:]) if self.to_onehot_y and several else input.shape
+        if target.shape != torch.Size(expected):
+            hint = "" if self.to_onehot_y else "; to_onehot_y=True takes labels (B, 1, ...)"
+            raise ValueError(
+                f"GODC: the target's shape is {tuple(target.shape)}, and {tuple(expected)} belongs to an input of "
+                f"{tuple(input.shape)}{hint}."
+            )
+
+    def _activated(self, input: Tensor) -> Tensor:
+        if self.sigmoid:
+            return torch.sigmoid(input)
+        if self.softmax and input.shape[1] > 1:
+            return torch.softmax(input, 1)
+        return input if self.other_act is None else self.other_act(input)

@@ -133,6 +133,17 @@ OF_DEFINITION: Checks = (
 
 def data_problems(study: Study) -> Iterator[Problem]:
     """What a study needs of nnU-Net's folders and is not there, or is there and is something else."""
+    yield from _plans_there(study)
+    yield from _folds_there(study)
+    predict = study.definition.predict
+    for key, name in (("images", predict.images), ("references", predict.references)) if predict else ():
+        missing = [Path(study.raw, dataset, name) for dataset in study.datasets] if name is not None else []
+        for folder in [folder for folder in missing if not folder.is_dir()][:1]:
+            remedy = "create it, or give a path from the dataset's raw folder or an absolute one."
+            yield Problem(("predict", key), f"there is no folder {folder}; {remedy}")
+
+
+def _plans_there(study: Study) -> Iterator[Problem]:
     for (index, plans), dataset in product(enumerate(study.definition.plans), study.datasets):
         file = study.plans_file(dataset, plans.name)
         if plans.variation_of is not None:
@@ -146,6 +157,9 @@ def data_problems(study: Study) -> Iterator[Problem]:
             near = nearest_name(plans.name, PLANNERS)
             hint = f"did you mean {near}?" if near else "say which `planner` makes them."
             yield Problem(("plans", index), f"{dataset} has no plans {plans.name} yet; {hint}")
+
+
+def _folds_there(study: Study) -> Iterator[Problem]:
     for dataset in study.datasets:
         splits = Path(study.preprocessed, dataset, "splits_final.json")
         count = len(json.loads(splits.read_text())) if splits.is_file() else FOLDS
@@ -153,12 +167,6 @@ def data_problems(study: Study) -> Iterator[Problem]:
             if isinstance(fold, int) and fold >= count:
                 sentence = f"{dataset} is split into folds 0 to {count - 1}; of fold {fold}, nnU-Net would train on a "
                 yield Problem(("folds", index), f"{sentence}random split. Leave it out.")
-    predict = study.definition.predict
-    for key, name in (("images", predict.images), ("references", predict.references)) if predict else ():
-        missing = [Path(study.raw, dataset, name) for dataset in study.datasets] if name is not None else []
-        for folder in [folder for folder in missing if not folder.is_dir()][:1]:
-            remedy = "create it, or give a path from the dataset's raw folder or an absolute one."
-            yield Problem(("predict", key), f"there is no folder {folder}; {remedy}")
 
 
 def class_problems(definition: Definition, answer: Answer) -> Iterator[Problem]:

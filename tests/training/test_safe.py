@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from nnunetv2.run.run_training import maybe_load_checkpoint
 from nnunetv2.training.logging.nnunet_logger import MetaLogger
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
@@ -24,6 +25,8 @@ from nnunet_godc.training.safe import LOCK
 
 MakeTrainer = Callable[..., Any]
 KILLS = 12
+KILLS_OF_TRAININGS = 20
+EPOCHS_WITH_KILLS = 120
 
 
 class Short(ScheduleMixin, SafeMixin, nnUNetTrainer):
@@ -53,6 +56,14 @@ class Short(ScheduleMixin, SafeMixin, nnUNetTrainer):
 
 class ShortRunning(Short, GODCMixin):
     godc = GODCConfig(normalization="running")
+
+
+class OftenSaved(ShortRunning):
+    epochs = EPOCHS_WITH_KILLS
+
+    def set_hyperparameters(self) -> None:
+        super().set_hyperparameters()
+        self.save_every = 1
 
 
 @pytest.fixture
@@ -235,6 +246,45 @@ class TestInterruption:
         assert epoch_of(folder_of(first) / FINAL) == 6
         second.run_training()  # nobody trains there any more
         assert not (folder_of(first) / LOCK).exists()
+
+    @pytest.mark.slow
+    def test_a_training_killed_twenty_times_ends_with_a_history_without_a_hole(self, make_short: MakeTrainer) -> None:
+        def go_on(**members: Any) -> nnUNetTrainer:
+            """What `--c` does."""
+            trainer = make_short(OftenSaved, **members)
+            maybe_load_checkpoint(trainer, continue_training=True, validation_only=False)
+            trainer.run_training()
+            return trainer
+
+        random = np.random.default_rng(0)
+        reached = []
+        for _ in range(KILLS_OF_TRAININGS):
+            pipe = os.pipe()
+            child = os.fork()
+            if child == 0:
+                torch.set_num_threads(1)
+                try:
+                    go_on(on_batch=lambda trainer, batch, told=pipe[1]: os.write(told, b".") and batch)
+                finally:
+                    os._exit(1)
+            os.close(pipe[1])
+            for _ in range(random.integers(1, 12)):  # by batches, so that a slow machine gets as far as a fast one
+                assert os.read(pipe[0], 1), "the training has ended before it was killed"
+            time.sleep(random.uniform(0, 0.05))
+            os.kill(child, signal.SIGKILL)
+            os.waitpid(child, 0)
+            os.close(pipe[0])
+            latest = folder_of(make_short(OftenSaved)) / LATEST
+            reached.append(epoch_of(latest) if latest.exists() else 0)
+        assert reached == sorted(reached)
+        assert 5 < reached[-1] < EPOCHS_WITH_KILLS
+        trained = read_checkpoint(folder_of(go_on()) / FINAL)
+        assert trained["current_epoch"] == EPOCHS_WITH_KILLS
+        lengths = {len(values) for values in trained["logging"].values()}
+        assert lengths == {EPOCHS_WITH_KILLS}
+        assert np.isfinite(trained["logging"]["train_losses"]).all()
+        starts = trained["logging"]["epoch_start_timestamps"]
+        assert starts == sorted(starts)
 
 
 class TestContinuing:
