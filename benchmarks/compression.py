@@ -16,8 +16,8 @@ from _measure import parse_cpu_arguments, write_report
 from isal import isal_zlib
 
 from nnunet_godc.conversion.dicom import open_series
-from nnunet_godc.conversion.formats import open_volume
 from nnunet_godc.conversion.problems import CaseLog
+from nnunet_godc.conversion.volumes import open_volume
 
 REAL_CT = Path(__file__).parents[2] / "shared" / "data" / "abdomen_ct" / "dicom_series"
 GZIP = 31  # window bits that ask for gzip's format

@@ -1,7 +1,8 @@
 """Converting LiTS-sized volumes: against `cp`, and against the usual loop that reads and writes with SimpleITK.
 
 Each case is converted by every candidate in turn, on one core, in this process. MB are of voxels as they lie in memory,
-image and label together, whatever the files' sizes; the ratio is taken case by case.
+image and label together, whatever the files' sizes; the ratio is taken case by case. With ``--before CHECKOUT``,
+another state of this project converts each case, too, in a process of its own that is started once.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import gc
 import json
 import multiprocessing
 import os
+import pickle
 import shutil
 import statistics
 import subprocess
@@ -96,8 +98,45 @@ def write_sources(folder: Path, cases: int, shape: tuple[int, int, int], scenari
     return sources
 
 
-def ours(source: CaseSource, folder: Path, settings: CaseSettings) -> None:
+def ours(source: CaseSource, folder: Path, settings: CaseSettings) -> float:
+    """Seconds of the processor, which other programs disturb less than those of the clock."""
+    start = time.process_time()
     convert_case(source, settings, source.image.parent, folder)
+    return time.process_time() - start
+
+
+class Checkout:
+    """Another state of this project, in a process that converts what it is told to."""
+
+    def __init__(self, folder: Path) -> None:
+        self._process = subprocess.Popen(
+            [sys.executable, __file__, "--serve"],
+            env={**os.environ, "PYTHONPATH": str(folder)},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+        )
+        assert self._answer() == "ready"
+
+    def convert(self, source: CaseSource, folder: Path, settings: CaseSettings) -> float:
+        assert self._process.stdin is not None
+        pickle.dump((source, folder, settings), self._process.stdin)
+        self._process.stdin.flush()
+        return float(self._answer())
+
+    def _answer(self) -> str:
+        assert self._process.stdout is not None
+        return self._process.stdout.readline().decode().strip()
+
+
+def serve() -> None:
+    """Convert as the other end of a `Checkout` says."""
+    print("ready", flush=True)
+    while True:
+        try:
+            seconds = ours(*pickle.load(sys.stdin.buffer))
+        except EOFError:
+            return
+        print(seconds, flush=True)
 
 
 def simpleitk_loop(source: CaseSource, folder: Path) -> None:
@@ -110,19 +149,26 @@ def cp(source: CaseSource, folder: Path) -> None:
     subprocess.run(["cp", str(source.image), str(source.label), str(folder)], check=True)
 
 
-def candidate(name: str, ending: str) -> Callable[[CaseSource, Path], None]:
+def candidate(name: str, ending: str, before: Checkout | None) -> Callable[[CaseSource, Path], float | None]:
     if name == "SimpleITK loop":
         return simpleitk_loop
     if name == "cp":
         return cp
-    settings = SETTINGS if name == "ours" else replace(SETTINGS, file_ending=ending, link=name.endswith("linked"))
-    return lambda source, folder: ours(source, folder, settings)
+    settings = SETTINGS
+    if name.endswith(("linked", "copied")):
+        settings = replace(SETTINGS, file_ending=ending, link=name.endswith("linked"))
+    convert = before.convert if before and name.startswith("before") else ours
+    return lambda source, folder: convert(source, folder, settings)
 
 
 def time_candidate(
-    function: Callable[[CaseSource, Path], None], source: CaseSource, work: Path, *, cold: bool
-) -> float:
-    """Seconds for one case into an empty folder; its sources lie in the page cache, or do not."""
+    function: Callable[[CaseSource, Path], float | None], source: CaseSource, work: Path, *, cold: bool
+) -> tuple[float, float]:
+    """Seconds for one case into an empty folder; its sources lie in the page cache, or do not.
+
+    Returns:
+        Of the clock, and of the processor where that is known.
+    """
     folder = Path(tempfile.mkdtemp(dir=work))
     for part in PARTS:
         (folder / part).mkdir()
@@ -133,10 +179,10 @@ def time_candidate(
         if cold:
             forget(path)
     start = time.perf_counter()
-    function(source, folder)
+    of_processor = function(source, folder)
     elapsed = time.perf_counter() - start
     shutil.rmtree(folder)
-    return elapsed
+    return elapsed, of_processor or 0.0
 
 
 def forget(path: Path) -> None:
@@ -146,14 +192,20 @@ def forget(path: Path) -> None:
         os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
-def measure(scenario: Scenario, sources: list[CaseSource], voxels_mb: float, work: Path) -> list[dict[str, object]]:
-    functions = {name: candidate(name, scenario.ending) for name in scenario.candidates}
+def measure(
+    scenario: Scenario, sources: list[CaseSource], voxels_mb: float, work: Path, before: Checkout | None
+) -> list[dict[str, object]]:
+    earlier = [name.replace("ours", "before") for name in scenario.candidates if name.startswith("ours") and before]
+    functions = {name: candidate(name, scenario.ending, before) for name in (*scenario.candidates, *earlier)}
     times: dict[str, list[float]] = {name: [] for name in functions}
+    processor: dict[str, list[float]] = {name: [] for name in functions}
     for number, source in enumerate(sources):
         names = list(functions)
         for name in names[number % len(names) :] + names[: number % len(names)]:
             function = functions[name]
-            times[name].append(time_candidate(function, source, work, cold=scenario.cold))
+            elapsed, of_processor = time_candidate(function, source, work, cold=scenario.cold)
+            times[name].append(elapsed)
+            processor[name].append(of_processor)
     rows = []
     for name, seconds in times.items():
         row: dict[str, object] = {
@@ -166,6 +218,10 @@ def measure(scenario: Scenario, sources: list[CaseSource], voxels_mb: float, wor
             if name.startswith("ours") and not rival.startswith("ours"):
                 ratios = [theirs / own for theirs, own in zip(times[rival], seconds, strict=True)]
                 row[f"times as fast as {rival}"] = quartiles(ratios)
+        if name.startswith("ours") and before:
+            theirs = processor[name.replace("ours", "before")]
+            ratios = [earlier / own for earlier, own in zip(theirs, processor[name], strict=True)]
+            row["processor time before, as a multiple"] = quartiles(ratios)
         rows.append(row)
         print({key: value for key, value in row.items() if key != "seconds"}, flush=True)
     return rows
@@ -202,8 +258,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--cases", type=int, default=20)
     parser.add_argument("--shape", type=int, nargs=3, default=(512, 512, 300))
+    parser.add_argument("--before", type=Path, metavar="CHECKOUT", help="another state of this project, as a rival")
+    parser.add_argument("--serve", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--work", type=Path, help="folder for some 10 GB of temporary files, default: the system's")
+    if "--serve" in sys.argv:
+        return serve()
     arguments = parse_cpu_arguments(parser)
+    before = Checkout(arguments.before) if arguments.before else None
     i, j, k = arguments.shape
     image_mb = i * j * k * 2 / 1e6
     rows = []
@@ -213,17 +274,18 @@ def main() -> None:
             source = work / f"{scenario.axis_codes}{scenario.ending}"
             if not source.exists():
                 sources = write_sources(source, arguments.cases, (i, j, k), scenario)
-            rows += measure(scenario, sources, image_mb * 1.5, work)
+            measured = measure(scenario, sources, image_mb * 1.5, work, before)
+            rows += measured
             settings = replace(SETTINGS, file_ending=".nii.gz" if scenario is SCENARIOS[0] else scenario.ending)
             memory = worker_memory(sources[0], settings, work)
-            rows[-len(scenario.candidates)]["worker memory in image volumes"] = memory / image_mb
+            measured[0]["worker memory in image volumes"] = memory / image_mb
             print(f"{scenario.title}: a worker takes {memory:.0f} MB, {memory / image_mb:.2f} times the image's voxels")
     write_report(
         "conversion",
         f"{arguments.cases} volumes of {i} x {j} x {k} int16 with uint8 labels; median [quartiles] over the cases.",
         [
-            "| source | candidate | MB/s | against the SimpleITK loop | against cp | memory of a worker |",
-            "| --- | --- | --- | --- | --- | --- |",
+            "| source | candidate | MB/s | against SimpleITK | against cp | CPU time before | memory of a worker |",
+            "| --- | --- | --- | --- | --- | --- | --- |",
             *map(table_line, rows),
         ],
         rows,
@@ -243,6 +305,7 @@ def table_line(row: dict[str, object]) -> str:
     return (
         f"| {row['scenario']} | {row['candidate']} | {cell('mb_per_s', 0)} "
         f"| {cell('times as fast as SimpleITK loop', 1)} | {cell('times as fast as cp', 2)} "
+        f"| {cell('processor time before, as a multiple', 2)} "
         f"| {f'{memory:.2f} image volumes' if memory is not None else ''} |"
     )
 

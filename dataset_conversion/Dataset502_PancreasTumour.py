@@ -3,12 +3,13 @@
 import argparse
 import re
 import sys
+from dataclasses import replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 
-from nnunet_godc.conversion.case import CaseSource, SeriesChoice
 from nnunet_godc.conversion.collection import Collection, CollectionListing
 from nnunet_godc.conversion.command import Converter, main
+from nnunet_godc.conversion.dicom import SeriesChoice
 from nnunet_godc.conversion.labels import LabelMap
 from nnunet_godc.conversion.pairing import (
     new_names,
@@ -155,8 +156,12 @@ def find_cases(root: Path, arguments: argparse.Namespace) -> CollectionListing:
     if arguments.key_file and not arguments.dry_run:
         write_keys(arguments.key_file, root, zip(names, patients, tests, pairs, strict=True), keys)
     cases = [
-        CaseSource(
-            name, pair.image, pair.mask, pair.masks, test=test, patient=patient, series=pair.series or arguments.series
+        replace(
+            pair,
+            name=name,
+            test=test,
+            patient=patient,
+            series=arguments.series if pair.series == "only" else pair.series,
         )
         for name, pair, patient, test in zip(names, pairs, patients, tests, strict=True)
     ]

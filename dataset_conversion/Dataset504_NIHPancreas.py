@@ -42,9 +42,9 @@ def find_cases(root: Path, arguments: argparse.Namespace | None = None) -> Colle
         else:
             problems.append(f"PANCREAS_{number:04d} is there {len(found)} times; keep one and move the rest away")
     for number in sorted(series.keys() - label.files.keys() - label.several - set(ABSENT)):
-        problems.append(f"PANCREAS_{number:04d} has no label{number:04d}.nii.gz; fetch it, or move the folder away")
+        problems.append(f"PANCREAS_{number:04d} has no label{number:04d}.nii.gz; download it, or move the folder away")
     for number in sorted(label.files.keys() - folders.keys() - set(ABSENT)):
-        problems.append(f"label{number:04d} has no folder PANCREAS_{number:04d}; fetch it, or move the label away")
+        problems.append(f"label{number:04d} has no folder PANCREAS_{number:04d}; download it, or move the label away")
     both = sorted(series.keys() & label.files.keys())
     warnings = [f"case {number} was withdrawn by the authors and is left out" for number in both if number in ABSENT]
     cases = [

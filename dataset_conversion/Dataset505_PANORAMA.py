@@ -70,7 +70,7 @@ def find_cases(root: Path, arguments: argparse.Namespace | None = None) -> Colle
         {key: files[0] for key, files in of_case.items() if len(files) == 1} for of_case in found.values()
     )
     problems += [
-        f"{'_'.join(key)} has no label; fetch it, or move the image away"
+        f"{'_'.join(key)} has no label; download it, or move the image away"
         for key in sorted(images.keys() - found["label"].keys())
     ]
     cases = [

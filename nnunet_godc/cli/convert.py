@@ -92,8 +92,8 @@ def _preview(options: list[str], prog: str) -> int:
     parser.add_argument("-o", type=Path, metavar="FILE", help="the picture, default: DIR/preview.png")
     arguments = parser.parse_args(options)
     out = arguments.o or arguments.dataset / "preview.png"
-    summary = write_preview(arguments.dataset, out)
+    problems = write_preview(arguments.dataset, out)
     print(f"Written: {out}")
-    if summary.problems:
-        raise UserError("not all cases could be drawn:" + "".join(f"\n  {problem}" for problem in summary.problems))
+    if problems:
+        raise UserError("not all cases could be drawn:" + "".join(f"\n  {problem}" for problem in problems))
     return 0

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from nnunet_godc.conversion.formats import VolumeFile
-from nnunet_godc.conversion.geometry import Grid, Matrix, Volume
-from nnunet_godc.conversion.labels import LabelArray
+from nnunet_godc.conversion.geometry import Grid, Matrix, Volume, resampled_to, times
 from nnunet_godc.conversion.problems import CaseError, CaseLog, UnknownGeometryError
-from nnunet_godc.conversion.resampling import resampled_to
+from nnunet_godc.conversion.volumes import VolumeFile
 
 LabelGrid = Literal["physical", "image", "axes"]
+Label = TypeVar("Label", np.uint8, np.bool_)
 
 _LAS: Matrix = ((1.0, 0.0, 0.0), (0.0, -1.0, 0.0), (0.0, 0.0, 1.0))
 LOST = 0.2  # share of the labelled volume that may go when a label is brought onto another grid, before we speak up
@@ -22,16 +21,15 @@ LOST = 0.2  # share of the labelled volume that may go when a label is brought o
 
 def align_label(
     file: VolumeFile,
-    stored: LabelArray,
-    image_grid: Grid,
+    stored: NDArray[Label],
+    image_grids: Sequence[Grid],
     policy: LabelGrid,
-    notes: CaseLog,
+    log: CaseLog,
     *,
     orientation: str,
     image: NDArray[Any],
-    other_grids: Sequence[Grid] = (),
     image_is_dicom: bool = False,
-) -> tuple[LabelArray, Grid | None]:
+) -> tuple[NDArray[Label], Grid | None]:
     """The label as it lies on the image's grid, reoriented to `orientation`.
 
     Where both headers put every voxel to the same place, whatever the order of their axes, they are believed; a header
@@ -46,8 +44,8 @@ def align_label(
 
     Args:
         stored: the label in the file's order of axes.
+        image_grids: where the image lies, and where else by other entries of its header.
         image: the image's voxels, reoriented to `orientation`: under an unsure label its tissue is looked at.
-        other_grids: where the image's header puts it, too.
 
     Returns:
         The label, shape of the reoriented image, and the grid that its header describes (None if it describes none).
@@ -56,29 +54,38 @@ def align_label(
         CaseError: shapes that do not fit, a label that lies outside the image, or one that says nothing of its
             position on a DICOM series.
     """
-    own_notes = CaseLog()
-    grid = _grid_by_header(file, policy, own_notes)
+    header_log = CaseLog()
+    grids: list[Grid] = []
+    try:
+        grids = file.read_grids(header_log, what="label")
+    except UnknownGeometryError:
+        pass
+    except CaseError:
+        # A label's broken header matters only if it is to be believed.
+        if policy == "physical":
+            raise
+    image_grid = image_grids[0]
     target = image_grid.reoriented(orientation)[0]
+    grid = grids[0] if grids else None
     if grid is not None:
-        for image_form in (image_grid, *other_grids):
-            for form in (grid, *file.other_grids("label")):
+        for image_form in image_grids:
+            for form in grids:
                 on_image = Volume(stored, form).reoriented(image_form.orientation)
                 if on_image.grid.matches(image_form):
-                    notes.repairs.extend(own_notes.repairs)
+                    log.repairs.extend(header_log.repairs)
                     if image_form is not image_grid or form is not grid:
-                        notes.repairs.append("label fits its image by qform, not by sform: laid onto its voxels")
+                        log.repairs.append("label fits its image by qform, not by sform: laid onto its voxels")
                     return Volume(on_image.voxels, image_grid).reoriented(orientation).voxels, grid
-        turned = Volume(stored, grid).reoriented(orientation)
         if policy == "physical":
-            notes.repairs.extend(own_notes.repairs)
-            return _resampled(turned, target, notes), grid
+            log.repairs.extend(header_log.repairs)
+            return _resampled(Volume(stored, grid).reoriented(orientation), target, log), grid
     if policy == "axes":
         axes = grid or Grid(stored.shape, (1.0, 1.0, 1.0), (0.0, 0.0, 0.0), _LAS)
         turned = Volume(stored, axes).reoriented(orientation)
         if turned.grid.shape == target.shape:
             by = "its header" if grid else "rule (rows to the front, slices to the head)"
-            notes.repairs.append(f"label turned along the axes of {by} and laid onto the image's grid")
-            _compare_flips(turned.voxels, image, notes)
+            log.repairs.append(f"label turned along the axes of {by} and laid onto the image's grid")
+            _compare_flips(turned.voxels, image, log)
             return turned.voxels, grid
     if policy == "physical" and image_is_dicom:
         raise CaseError(
@@ -88,32 +95,19 @@ def align_label(
         )
     if stored.shape != image_grid.shape:
         raise CaseError(
-            f"image and label differ in shape: {_times(image_grid.shape)} and {_times(stored.shape)} voxels; "
+            f"image and label differ in shape: {times(image_grid.shape)} and {times(stored.shape)} voxels; "
             "they do not belong together"
         )
     says = "says nothing of its position" if grid is None else "puts it elsewhere"
     # A collection's own rule holds for all cases alike; what one header lacks is for a person to look at.
-    told = notes.warnings if policy == "physical" else notes.repairs
+    told = log.warnings if policy == "physical" else log.repairs
     told.append(f"label takes the image's geometry: its own header {says}, and the shapes agree")
     placed = Volume(stored, image_grid).reoriented(orientation).voxels
-    _compare_flips(placed, image, notes)
+    _compare_flips(placed, image, log)
     return placed, grid
 
 
-def _grid_by_header(file: VolumeFile, policy: LabelGrid, notes: CaseLog) -> Grid | None:
-    """The grid that the label's own header describes; None where it describes none."""
-    try:
-        return file.grid(notes, what="label")
-    except UnknownGeometryError:
-        return None
-    except CaseError:
-        # A label's broken header matters only if it is to be believed.
-        if policy == "physical":
-            raise
-        return None
-
-
-def _resampled(label: Volume[np.uint8], target: Grid, notes: CaseLog) -> LabelArray:
+def _resampled(label: Volume[Label], target: Grid, log: CaseLog) -> NDArray[Label]:
     before = np.count_nonzero(label.voxels) * label.grid.voxel_ml
     placed = resampled_to(target, label)
     after = np.count_nonzero(placed) * target.voxel_ml
@@ -124,43 +118,37 @@ def _resampled(label: Volume[np.uint8], target: Grid, notes: CaseLog) -> LabelAr
     volumes = f"{before:.3g} ml became {after:.3g} ml"
     if label.grid.is_shifted_from(target):
         moved = ", ".join(f"{a - b:.4g}" for a, b in zip(label.grid.origin, target.origin, strict=True))
-        notes.warnings.append(
+        log.warnings.append(
             f"label moved by ({moved}) mm, as its header says, though its shape and directions are the image's: "
             f"{volumes}. If it was drawn on this image, take the image's position with --label-grid image"
         )
     else:
-        notes.warnings.append(
-            f"label on another grid ({_times(label.grid.shape)} voxels) resampled by nearest neighbour onto the "
-            f"image's ({_times(target.shape)}): {volumes}"
+        log.warnings.append(
+            f"label on another grid ({times(label.grid.shape)} voxels) resampled by nearest neighbour onto the "
+            f"image's ({times(target.shape)}): {volumes}"
         )
     if abs(after - before) > LOST * before:
-        notes.warnings.append(
+        log.warnings.append(
             f"resampling changed the labelled volume from {before:.3g} to {after:.3g} ml; look at the preview"
         )
-    return placed
+    return placed.astype(label.voxels.dtype, copy=False)
 
 
-def _compare_flips(label: LabelArray, image: NDArray[Any], notes: CaseLog) -> None:
+def _compare_flips(label: NDArray[Label], image: NDArray[Any], log: CaseLog) -> None:
     """Warn if the tissue under the label is far more uniform with the label mirrored: then it lies the wrong way."""
-    where = np.nonzero(label)
-    if not len(where[0]):
+    points = np.nonzero(label)
+    if not len(points[0]):
         return
-    step = max(1, len(where[0]) // 20_000)
-    points = [index[::step] for index in where]
+    step = max(1, len(points[0]) // 20_000)
     spread = {}
-    for name, axes in {"as it is": (), "left-right": (0,), "front-back": (1,), "head-feet": (2,)}.items():
-        mirrored = [
-            n - 1 - index if axis in axes else index
+    for mirrored, name in enumerate(("left-right", "front-back", "head-feet", "as it is")):
+        where = tuple(
+            n - 1 - index[::step] if axis == mirrored else index[::step]
             for axis, (index, n) in enumerate(zip(points, label.shape, strict=True))
-        ]
-        low, high = np.percentile(image[tuple(mirrored)], (10, 90))
-        spread[name] = float(high - low)
+        )
+        spread[name] = float(np.ptp(np.percentile(image[where], (10, 90))))
     best = min(spread, key=lambda name: spread[name])
     if spread[best] < 0.5 * spread["as it is"]:
-        notes.warnings.append(
+        log.warnings.append(
             f"the tissue under the label would be far more uniform with the label mirrored {best}: look at the preview"
         )
-
-
-def _times(shape: tuple[int, ...]) -> str:
-    return " x ".join(map(str, shape))

@@ -5,28 +5,23 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 
 from tqdm import tqdm
 
 from nnunet_godc.conversion.case import CaseSettings, inspect_case
-from nnunet_godc.conversion.case_tables import by_case, read_spacings
-from nnunet_godc.conversion.collection import Collection, CollectionListing, inside, tumour_only
-from nnunet_godc.conversion.dataset import ConversionResult, Job, convert_dataset, problem_of, source_bytes
-from nnunet_godc.conversion.files import check_source_folder
-from nnunet_godc.conversion.formats import NIFTI_ENDINGS
+from nnunet_godc.conversion.collection import Collection, CollectionListing, by_case, read_spacings, tumour_only
+from nnunet_godc.conversion.dataset import ConversionResult, Job, convert_dataset, problem_of
+from nnunet_godc.conversion.files import NIFTI_ENDINGS, check_source_folder, inside
 from nnunet_godc.conversion.geometry import ORIENTATIONS
-from nnunet_godc.conversion.nifti import COMPRESSION_LEVELS, DEFAULT_COMPRESSION
-from nnunet_godc.conversion.problems import CaseError
-from nnunet_godc.conversion.splits import draw_folds, place_splits, read_folds
+from nnunet_godc.conversion.problems import CaseError, listed
+from nnunet_godc.conversion.splits import draw_folds, place_splits
 from nnunet_godc.conversion_record import also_in_other_datasets, read_record
 from nnunet_godc.errors import UserError
 from nnunet_godc.workers import available_cores
 
-FOLDS = 5
 WARNINGS_SHOWN = 20  # all of them stand in conversion.json
 
 
@@ -38,8 +33,8 @@ class Converter:
         collection: its facts, from the arguments.
         dataset_id: nnU-Net's number unless the user gives one.
         find: looks at the source folder for cases.
-        add_arguments: options of this collection alone.
         description: the first line of the help.
+        add_arguments: options of this collection alone.
     """
 
     collection: Callable[[argparse.Namespace], Collection]
@@ -51,70 +46,42 @@ class Converter:
 
 def add_arguments(parser: argparse.ArgumentParser, converter: Converter) -> None:
     """The options of `converter`: those of every conversion, then its own."""
-    parser.add_argument("-i", type=Path, required=True, metavar="SOURCE", help="the collection's folder; only read")
-    parser.add_argument("-d", type=int, default=converter.dataset_id, help="nnU-Net dataset ID, default: %(default)s")
-    parser.add_argument(
-        "-o", type=Path, metavar="DIR", help="folder of raw datasets, default: what the variable nnUNet_raw names"
+    add = parser.add_argument
+    add("-i", type=Path, required=True, metavar="SOURCE", help="the collection's folder; only read")
+    add("-d", type=int, default=converter.dataset_id, help="nnU-Net dataset ID, default: %(default)s")
+    add("-o", type=Path, metavar="DIR", help="folder of raw datasets, default: what the variable nnUNet_raw names")
+    add("-np", type=int, default=available_cores(), help="worker processes, default: %(default)s; 0 for none")
+    add("--overwrite", action="store_true", help="replace a dataset of that ID that is there")
+    add("--dry-run", action="store_true", help="look at the headers, say what would be done, stop")
+    add("--strict", action="store_true", help="refuse cases that a person would be warned of")
+
+    add = parser.add_argument_group("labels").add_argument
+    add("--regions", action="store_true", help="nested regions instead of labels (liver = 1 + 2)")
+    add("--tumour-only", action="store_true", help="the tumour as the only label")
+
+    add = parser.add_argument_group("geometry").add_argument
+    add("--orientation", choices=ORIENTATIONS, default=ORIENTATIONS[0], help="of every case, default: %(default)s")
+    add("--spacing-csv", type=Path, metavar="FILE", help="true voxel sizes: case,x,y,z in mm along the file's axes")
+    add("--skip-bad-geometry", action="store_true", help="leave out cases of unknown voxel size")
+    add("--trust-headers", action="store_true", help="take 1 x 1 x 1 mm for true")
+    help_ = "resample tilted or uneven DICOM series together with the DICOM mask that was drawn on them"
+    add("--resample-series", action="store_true", help=help_)
+
+    add = parser.add_argument_group("files").add_argument
+    help_ = "default: %(default)s; .nii takes two to four times the space, and none at all where it can be linked"
+    add("--file-ending", choices=NIFTI_ENDINGS, default=NIFTI_ENDINGS[0], help=help_)
+    help_ = (
+        "link images that fit as they are to their source, which saves their space; whoever changes one then changes "
+        "the other"
     )
-    parser.add_argument(
-        "-np", type=int, default=available_cores(), help="worker processes, default: %(default)s; 0 for none"
-    )
-    parser.add_argument("--overwrite", action="store_true", help="replace a dataset of that ID that is there")
-    parser.add_argument("--dry-run", action="store_true", help="look at the headers, say what would be done, stop")
-    parser.add_argument("--strict", action="store_true", help="refuse cases that a person would be warned of")
-    labels = parser.add_argument_group("labels")
-    labels.add_argument("--regions", action="store_true", help="nested regions instead of labels (liver = 1 + 2)")
-    labels.add_argument("--tumour-only", action="store_true", help="the tumour as the only label")
-    geometry = parser.add_argument_group("geometry")
-    geometry.add_argument(
-        "--orientation", choices=ORIENTATIONS, default=ORIENTATIONS[0], help="of every case, default: %(default)s"
-    )
-    geometry.add_argument(
-        "--spacing-csv", type=Path, metavar="FILE", help="true voxel sizes: case,x,y,z in mm along the file's axes"
-    )
-    geometry.add_argument("--skip-bad-geometry", action="store_true", help="leave out cases of unknown voxel size")
-    geometry.add_argument("--trust-headers", action="store_true", help="take 1 x 1 x 1 mm for true")
-    geometry.add_argument(
-        "--resample-series",
-        action="store_true",
-        help="resample tilted or uneven DICOM series together with the DICOM mask that was drawn on them",
-    )
-    files = parser.add_argument_group("files")
-    files.add_argument(
-        "--file-ending",
-        choices=NIFTI_ENDINGS,
-        default=NIFTI_ENDINGS[0],
-        help="default: %(default)s; .nii takes two to four times the space, and none at all where it can be linked",
-    )
-    files.add_argument(
-        "--compression",
-        type=int,
-        choices=COMPRESSION_LEVELS,
-        default=DEFAULT_COMPRESSION,
-        help="0 (fastest) to 3 (smallest), default: %(default)s",
-    )
-    files.add_argument(
-        "--link",
-        action="store_true",
-        help="link images that fit as they are to their source, which saves their space; whoever changes one then "
-        "changes the other",
-    )
-    splits = parser.add_argument_group("splits")
-    splits.add_argument(
-        "--folds", action="store_true", help="write splits_final.json: five folds by --seed, patients kept together"
-    )
-    splits.add_argument(
-        "--folds-from", type=Path, metavar="FILE", help="the same from nnU-Net's JSON or a CSV case,fold"
-    )
-    splits.add_argument("--seed", type=int, default=0, help="of everything that is drawn, default: %(default)s")
-    splits.add_argument(
-        "--leave-out-scans-of",
-        type=Path,
-        action="append",
-        default=[],
-        metavar="DIR",
-        help="converted dataset whose scans are not to be here too, since merging would leak; may be given again",
-    )
+    add("--link", action="store_true", help=help_)
+
+    add = parser.add_argument_group("splits").add_argument
+    help_ = "write splits_final.json: five folds by --seed, patients kept together"
+    add("--folds", action="store_true", help=help_)
+    add("--seed", type=int, default=0, help="of everything that is drawn, default: %(default)s")
+    help_ = "converted dataset whose scans are not to be here too, since merging would leak; may be given again"
+    add("--leave-out-scans-of", type=Path, action="append", default=[], metavar="DIR", help=help_)
     converter.add_arguments(parser)
 
 
@@ -136,20 +103,19 @@ def run(converter: Converter, arguments: argparse.Namespace) -> int:
         raise UserError(f"the target {target} lies in the source, which is only read; choose another with -o")
     found = converter.find(source, arguments)
     if not found.cases:
+        remedy = "".join(f"\n  {problem}" for problem in found.problems)
         raise UserError(
             f"no case of {collection.title} is to be found in {arguments.i}"
-            + "".join(f"\n  {problem}" for problem in found.problems)
-            + ("" if found.problems else "; give the folder of the collection as it was unpacked")
+            + (remedy or "; give the folder of the collection as it was unpacked")
         )
     job = _job(collection, found, source, target, arguments)
     for warning in found.warnings:
         print(f"Note: {warning}")
     if arguments.dry_run:
         return _dry_run(job)
-
-    with _Progress(found) as progress:
-        outcome = convert_dataset(job, progress=progress)
-    return _report(job, outcome, also_in_other_datasets(outcome.records, target), arguments.overwrite)
+    with tqdm(total=len(found.cases), unit="case") as bar:
+        result = convert_dataset(job, progress=lambda name: bar.update() and None)
+    return _report(job, result)
 
 
 def main(converter: Converter, argv: Sequence[str] | None = None) -> int:
@@ -174,9 +140,8 @@ def _target(arguments: argparse.Namespace, collection: Collection) -> Path:
         raise UserError(
             "nnUNet_raw is not set; point it to the folder of raw datasets (export nnUNet_raw=...), or give one with -o"
         )
-    name = f"Dataset{arguments.d:03d}_{collection.dataset_name}"
-    target = Path(raw) / name
-    others = sorted(path.name for path in Path(raw).glob(f"Dataset{arguments.d:03d}_*") if path.name != name)
+    target = Path(raw) / f"Dataset{arguments.d:03d}_{collection.dataset_name}"
+    others = sorted({path.name for path in Path(raw).glob(f"Dataset{arguments.d:03d}_*")} - {target.name})
     if others:
         raise UserError(f"{raw} has a dataset of ID {arguments.d} already, {others[0]}; choose another with -d")
     return target
@@ -191,40 +156,31 @@ def _job(
     if arguments.spacing_csv:
         spacings = by_case(read_spacings(arguments.spacing_csv), found.cases, where=str(arguments.spacing_csv))
     patients = {case.name: case.patient or case.name for case in found.cases if not case.test}
-    folds = None
-    if arguments.folds_from:
-        folds = read_folds(arguments.folds_from, patients.keys(), patients)
-    elif arguments.folds:
-        folds = draw_folds(patients, seed=arguments.seed, folds=FOLDS)
     leave_out = set()
     for folder in arguments.leave_out_scans_of:
         record = read_record(folder)
         if record["settings"]["orientation"] != arguments.orientation:
             raise UserError(f"{folder} is stored as {record['settings']['orientation']}; use the same --orientation")
         leave_out |= {case["image"]["fingerprint"] for case in record["cases"].values()}
+    settings = CaseSettings(
+        rules=collection.rules,
+        label_grid=collection.label_grid,
+        orientation=arguments.orientation,
+        file_ending=arguments.file_ending,
+        link=arguments.link,
+        spacings=spacings,
+        trust_headers=arguments.trust_headers,
+        private=collection.private,
+        strict=arguments.strict,
+        resample_series=arguments.resample_series,
+    )
     return Job(
-        collection=collection,
-        found=found,
-        root=source,
-        target=target,
-        settings=CaseSettings(
-            rules=collection.rules,
-            label_grid=collection.label_grid,
-            orientation=arguments.orientation,
-            file_ending=arguments.file_ending,
-            compression=arguments.compression,
-            link=arguments.link,
-            spacings=spacings,
-            trust_headers=arguments.trust_headers,
-            private=collection.private,
-            strict=arguments.strict,
-            resample_series=arguments.resample_series,
-        ),
+        *(collection, found, source, target, settings),
         regions=arguments.regions,
         skip_bad_geometry=arguments.skip_bad_geometry,
         workers=arguments.np,
         overwrite=arguments.overwrite,
-        folds=folds,
+        folds=draw_folds(patients, seed=arguments.seed) if arguments.folds else None,
         leave_out=frozenset(leave_out),
     )
 
@@ -242,37 +198,36 @@ def _dry_run(job: Job) -> int:
     return _tell_problems(problems)
 
 
-def _report(job: Job, outcome: ConversionResult, shared: Mapping[str, list[str]], overwrite: bool) -> int:
-    problems = list(map(str, outcome.problems))
+def _report(job: Job, result: ConversionResult) -> int:
+    problems = list(map(str, result.problems))
     sources = {case.name: inside(case.image, job.root) for case in job.found.cases}
-    warned = [(name, text) for name, record in outcome.records.items() for text in record["warnings"]]
+    warned = [(name, text) for name, record in result.records.items() for text in record["warnings"]]
     for name, text in warned[:WARNINGS_SHOWN]:
         print(f"{name}: {text} [{sources[name]}]")
     if len(warned) > WARNINGS_SHOWN:
         print(f"and {len(warned) - WARNINGS_SHOWN} more warnings: see conversion.json")
-    repaired = sum(bool(record["repairs"]) for record in outcome.records.values())
-    if repaired:
+    if repaired := sum(bool(record["repairs"]) for record in result.records.values()):
         print(f"{repaired} cases were repaired; conversion.json says how")
-    if outcome.skipped:
-        print(f"left out, as you asked: {', '.join(outcome.skipped)}")
-    for other, names in shared.items():
+    if result.skipped:
+        print(f"left out, as you asked: {', '.join(result.skipped)}")
+    for other, names in also_in_other_datasets(result.records, job.target).items():
         print(
-            f"{len(names)} scans are in {other} too ({', '.join(names[:5])}{', ...' if len(names) > 5 else ''}): "
-            "training on one and testing on the other would leak; --leave-out-scans-of leaves them out here"
+            f"{len(names)} scans are in {other} too ({listed(names, 5)}): training on one and testing on the other "
+            "would leak; --leave-out-scans-of leaves them out here"
         )
-    if outcome.complete:
-        training = sum(not record["test"] for record in outcome.records.values())
-        again = f" ({outcome.reused} of them taken over from an earlier run)" if outcome.reused else ""
-        print(f"{training} training and {len(outcome.records) - training} test cases{again}: {job.target}")
-        if outcome.folds is not None:
-            try:
-                print(place_splits(job.target, overwrite=overwrite))
-            except UserError as error:
-                problems.append(str(error))
-        print(f"Next: nnunet-godc convert preview {job.target}  (a flip is seen at a glance), then")
-        print(f"      nnUNetv2_plan_and_preprocess -d {job.target.name[7:10]} --verify_dataset_integrity")
-    else:
+    if not result.complete:
         print(f"Nothing was changed in {job.target}.")
+        return _tell_problems(problems)
+    training = sum(not record["test"] for record in result.records.values())
+    again = f" ({result.reused} of them taken over from an earlier run)" if result.reused else ""
+    print(f"{training} training and {len(result.records) - training} test cases{again}: {job.target}")
+    if job.folds is not None:
+        try:
+            print(place_splits(job.target, overwrite=job.overwrite))
+        except UserError as error:
+            problems.append(str(error))
+    print(f"Next: nnunet-godc convert preview {job.target}  (a flip is seen at a glance), then")
+    print(f"      nnUNetv2_plan_and_preprocess -d {job.target.name[7:10]} --verify_dataset_integrity")
     return _tell_problems(problems)
 
 
@@ -283,25 +238,3 @@ def _tell_problems(problems: Sequence[str]) -> int:
     for problem in problems:
         print(f"  {problem}", file=sys.stderr)
     return 1
-
-
-class _Progress:
-    """A bar over the bytes of all sources, with rate and time left."""
-
-    def __init__(self, found: CollectionListing) -> None:
-        total = sum(source_bytes(case) for case in found.cases)
-        self._bar = tqdm(total=total, unit="B", unit_scale=True, desc=f"0/{len(found.cases)} cases")
-        self._cases, self._done = len(found.cases), 0
-
-    def __enter__(self) -> Callable[[str, int], None]:
-        return self._advance
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._bar.close()
-
-    def _advance(self, name: str, size: int) -> None:
-        self._done += 1
-        self._bar.set_description(f"{self._done}/{self._cases} cases", refresh=False)
-        self._bar.update(size)

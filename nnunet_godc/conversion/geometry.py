@@ -7,6 +7,8 @@ from dataclasses import dataclass, replace
 from typing import Any, Generic, TypeVar
 
 import numpy as np
+import SimpleITK
+from nibabel.orientations import io_orientation
 from numpy.typing import NDArray
 
 from nnunet_godc.conversion.problems import CaseError, CaseLog, IrregularError
@@ -18,8 +20,8 @@ Voxel = TypeVar("Voxel", bound=np.generic)
 IDENTITY: Matrix = ((1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (0.0, 0.0, 1.0))
 ORIENTATIONS = ("LPS", "RAS")
 
-# Axes that are this far from being perpendicular are taken for rounding in a header and are mended; a gantry tilt or a
-# shear of more would move voxels by centimetres, and only resampling can mend that.
+# Axes that are this far from being perpendicular are taken for rounding in a header and are fixed; a gantry tilt or a
+# shear of more would move voxels by centimetres, and only resampling can fix that.
 MAX_SKEW = 2.0  # degrees
 ROUNDING = 1e-4  # of a direction cosine: what a header with four decimals leaves
 
@@ -51,12 +53,12 @@ class Grid:
     @property
     def orientation(self) -> str:
         """The anatomical direction that each array axis runs towards, such as ``"LPS"``."""
-        return "".join("LPS"[row] if value > 0 else "RAI"[row] for row, value in map(self._patient_axis, range(3)))
+        return "".join("LPS"[row] if upwards else "RAI"[row] for row, upwards in self._axes)
 
-    def _patient_axis(self, axis: int) -> tuple[int, float]:
-        """Which of x, y, z the array axis runs along, and its direction cosine there; no two axes share one."""
-        row = _assignment(np.array(self.direction))[axis]
-        return row, self.direction[row][axis]
+    @property
+    def _axes(self) -> list[tuple[int, bool]]:
+        """Of every array axis: which of x, y, z it runs along, and whether in its direction."""
+        return [(int(row), sign > 0) for row, sign in io_orientation(self.affine)]
 
     @property
     def voxel_ml(self) -> float:
@@ -67,9 +69,8 @@ class Grid:
         """Whether both grids put every voxel to the same place, within `tolerance` times the smallest spacing."""
         if self.shape != other.shape:
             return False
-        corners = np.array([[i, j, k, 1] for i in (0, 1) for j in (0, 1) for k in (0, 1)], dtype=np.float64)
-        corners[:, :3] *= np.array(self.shape) - 1
-        apart = np.abs(corners @ (self.affine - other.affine).T).max()
+        corners = np.array(list(np.ndindex(2, 2, 2))) * (np.array(self.shape) - 1)
+        apart = np.abs(np.column_stack([corners, np.ones(8)]) @ (self.affine - other.affine).T).max()
         return bool(apart <= tolerance * min(self.spacing))
 
     def is_shifted_from(self, other: Grid) -> bool:
@@ -82,41 +83,36 @@ class Grid:
         Returns:
             The new grid, the transposition and the flips: ``voxels.transpose(order)[flips]``. No value changes.
         """
-        rows = [row for row, _ in map(self._patient_axis, range(3))]
-        order = tuple(rows.index("LPS".index(_axis_of(code))) for code in orientation)
+        axes = self._axes
+        wanted = [divmod("LPSRAI".index(code), 3) for code in orientation]
+        order = tuple([row for row, _ in axes].index(row) for _, row in wanted)
         flips = []
-        origin = np.array(self.origin)
-        direction = np.array(self.direction)
-        for code, axis in zip(orientation, order, strict=True):
-            row = rows[axis]
-            if (direction[row, axis] > 0) == (code in "LPS"):
-                flips.append(slice(None))
-            else:
-                flips.append(slice(None, None, -1))
-                origin = origin + direction[:, axis] * self.spacing[axis] * (self.shape[axis] - 1)
+        origin, direction = np.array(self.origin), np.array(self.direction)
+        for (downwards, _), axis in zip(wanted, order, strict=True):
+            flip = axes[axis][1] == bool(downwards)
+            flips.append(slice(None, None, -1 if flip else None))
+            if flip:
+                origin += direction[:, axis] * self.spacing[axis] * (self.shape[axis] - 1)
                 direction[:, axis] *= -1
+        i, j, k = order
+        shape, spacing = self.shape, self.spacing
         turned = Grid(
-            shape=(self.shape[order[0]], self.shape[order[1]], self.shape[order[2]]),
-            spacing=(self.spacing[order[0]], self.spacing[order[1]], self.spacing[order[2]]),
-            origin=_triple(origin),
-            direction=_matrix(direction[:, order]),
+            (shape[i], shape[j], shape[k]),
+            (spacing[i], spacing[j], spacing[k]),
+            _triple(origin),
+            _matrix(direction[:, order]),
         )
         return turned, order, tuple(flips)
 
-    def with_spacing(self, spacing: Triple) -> Grid:
-        """The same grid with other voxel sizes; its first voxel stays where it is."""
-        return replace(self, spacing=spacing)
+    def with_spacing(self, spacing: Triple | None, log: CaseLog, *, what: str) -> Grid:
+        """The grid with the voxel sizes that a user gives, mm along i, j, k; its first voxel stays where it is.
 
-    def with_given_spacing(self, spacing: Triple | None, notes: CaseLog, *, what: str) -> Grid:
-        """The grid with the voxel sizes that a user gives, mm along i, j, k; None leaves it as it is.
-
-        A change is noted as a repair of `what`; what only rounding tells apart is none.
+        None leaves it as it is. A change is noted as a repair of `what`; what only rounding tells apart is none.
         """
         if spacing is None or np.allclose(self.spacing, spacing, rtol=1e-4):
             return self
-        before, after = (" x ".join(f"{size:.4g}" for size in sizes) for sizes in (self.spacing, spacing))
-        notes.repairs.append(f"spacing of the {what} set from {before} to {after} mm, as given")
-        return self.with_spacing(spacing)
+        log.repairs.append(f"spacing of the {what} set from {times(self.spacing)} to {times(spacing)} mm, as given")
+        return replace(self, spacing=spacing)
 
     def as_json(self) -> dict[str, Any]:
         """As conversion.json has it, with the orientation, which follows from the direction."""
@@ -156,9 +152,7 @@ def is_default_affine(affine: NDArray[np.float64]) -> bool:
     return bool(np.array_equal(np.abs(affine), np.eye(4)))
 
 
-def grid_from_affine(
-    shape: tuple[int, int, int], affine: NDArray[np.float64], notes: CaseLog, *, what: str = "image"
-) -> Grid:
+def grid_from_affine(shape: tuple[int, ...], affine: NDArray[np.float64], log: CaseLog, *, what: str = "image") -> Grid:
     """The grid that an LPS `affine` (shape (4, 4), mm) describes.
 
     Axes that are not quite perpendicular are replaced by the nearest orthonormal ones (in the Frobenius norm: the
@@ -172,7 +166,7 @@ def grid_from_affine(
     columns = affine[:3, :3].astype(np.float64)
     spacing = np.linalg.norm(columns, axis=0)
     if spacing.min() <= 1e-6 or spacing.max() > 1e4:
-        raise CaseError(f"the {what}'s voxels are {_mm(spacing)} mm large, which cannot be; fix its header")
+        raise CaseError(f"the {what}'s voxels are {times(spacing)} mm large, which cannot be; fix its header")
     cosines = columns / spacing
     between_axes = np.abs(cosines.T @ cosines)[np.triu_indices(3, 1)]
     skew = float(np.degrees(np.arcsin(np.clip(between_axes, 0, 1)).max()))
@@ -183,53 +177,45 @@ def grid_from_affine(
             f"the {what}'s axes are skewed by {skew:.1f} degrees (a gantry tilt or a shear); resample it to a "
             "right-angled grid first: of dcm2niix's files, take the one whose name ends in _Tilt_1"
         )
+    i, j, k = shape
     if np.abs(nearest - cosines).max() > ROUNDING:
-        moved = np.abs((nearest - cosines) * spacing @ np.diag(np.array(shape) - 1)).sum(axis=1).max()
-        notes.repairs.append(
+        moved = np.abs((nearest - cosines) * spacing * (i - 1, j - 1, k - 1)).sum(axis=1).max()
+        log.repairs.append(
             f"direction matrix of the {what} replaced by the nearest orthonormal one: axes were skewed by "
             f"{skew:.3f} degrees, the farthest voxel moves by {moved:.2f} mm"
         )
-    return Grid(shape, _triple(spacing), _triple(affine[:3, 3]), _matrix(nearest))
+    return Grid((i, j, k), _triple(spacing), _triple(affine[:3, 3]), _matrix(nearest))
 
 
-def grid_from_axes(
-    shape: tuple[int, int, int],
-    spacing: Triple,
-    origin: Triple,
-    direction: NDArray[np.float64],
-    notes: CaseLog,
-    *,
-    what: str = "image",
-) -> Grid:
-    """The grid of a header that gives spacing, origin (both in mm) and direction cosines each on its own, in LPS.
+def resampled_to(target: Grid, label: Volume[Any]) -> NDArray[np.uint8]:
+    """Each voxel of `target` takes the value of `label` that its centre is nearest to, and 0 outside of it.
 
     Args:
-        direction: shape (3, 3), rows x, y, z; column c belongs to array axis c.
-        what: as in `grid_from_affine`.
+        label: uint8 or bool.
 
-    Raises:
-        CaseError: as `grid_from_affine`, and for cosines that are far from unit length.
+    Returns:
+        Shape of `target`.
     """
-    lengths = np.linalg.norm(direction, axis=0)
-    if not np.isfinite(lengths).all() or np.abs(lengths - 1).max() > 0.05:
-        raise CaseError(f"the {what}'s direction cosines are no unit vectors; fix its header")
-    affine = np.eye(4)
-    affine[:3, :3] = direction / lengths * spacing
-    affine[:3, 3] = origin
-    return grid_from_affine(shape, affine, notes, what=what)
+
+    def placed(image: SimpleITK.Image, grid: Grid) -> SimpleITK.Image:
+        image.SetSpacing(grid.spacing)
+        image.SetOrigin(grid.origin)
+        image.SetDirection(np.ravel(grid.direction).tolist())
+        return image
+
+    voxels = label.voxels.transpose(2, 1, 0).astype(np.uint8, copy=False)
+    resampled = SimpleITK.Resample(
+        placed(SimpleITK.GetImageFromArray(voxels), label.grid),
+        placed(SimpleITK.Image(list(target.shape), SimpleITK.sitkUInt8), target),
+        SimpleITK.Transform(),
+        SimpleITK.sitkNearestNeighbor,
+    )
+    return np.asarray(SimpleITK.GetArrayFromImage(resampled).transpose(2, 1, 0))
 
 
-def _assignment(direction: NDArray[np.float64]) -> tuple[int, int, int]:
-    """The patient axis of every array axis: the permutation with the largest cosines."""
-    best = max(_PERMUTATIONS, key=lambda rows: sum(abs(direction[row, axis]) for axis, row in enumerate(rows)))
-    return best
-
-
-_PERMUTATIONS = [(0, 1, 2), (0, 2, 1), (1, 0, 2), (1, 2, 0), (2, 0, 1), (2, 1, 0)]
-
-
-def _axis_of(code: str) -> str:
-    return {"R": "L", "A": "P", "I": "S"}.get(code, code)
+def times(sizes: Any) -> str:
+    """``(0.8, 0.8, 2.5)`` as ``0.8 x 0.8 x 2.5``."""
+    return " x ".join(f"{size:.4g}" for size in sizes)
 
 
 def _triple(values: NDArray[np.float64]) -> Triple:
@@ -240,7 +226,3 @@ def _triple(values: NDArray[np.float64]) -> Triple:
 
 def _matrix(values: NDArray[np.float64]) -> Matrix:
     return _triple(values[0]), _triple(values[1]), _triple(values[2])
-
-
-def _mm(values: NDArray[np.float64]) -> str:
-    return " x ".join(f"{value:.3g}" for value in values)

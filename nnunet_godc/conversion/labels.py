@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Iterable, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from typing import Any
@@ -11,12 +12,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from nnunet_godc.conversion.formats import VolumeFile
-from nnunet_godc.conversion.problems import CaseError, CaseLog
+from nnunet_godc.conversion.problems import CaseError, CaseLog, listed
+from nnunet_godc.conversion.volumes import VolumeFile
 
 WHOLE = 1e-3  # how far a stored label may lie from a whole number: 0.9999997 is a rounding, 0.5 is an interpolation
 
 LabelArray = NDArray[np.uint8]
+Masks = Mapping[str, Callable[[], NDArray[np.bool_]]]  # by name, each read or drawn when it is asked for
 
 
 @dataclass(frozen=True)
@@ -45,58 +47,53 @@ class LabelMap:
         return {**dict.fromkeys(self.stray, 0), **values, 0: 0}
 
 
-def read_label(file: VolumeFile, rules: LabelMap, notes: CaseLog) -> LabelArray:
+def read_label(file: VolumeFile, rules: LabelMap, log: CaseLog) -> LabelArray:
     """A mask's voxels as the dataset's label values, uint8, shape (i, j, k).
 
     Raises:
-        CaseError: values that are no whole numbers, or that the rules do not name.
+        CaseError: values that are no whole numbers, or that the rules do not name; or names of segments of which none
+            fits.
     """
-    stored = np.empty(file.shape, dtype=np.uint8, order="F")
-    rounded = 0
-    for where, slab in file.slabs():
-        whole, changed = _whole_numbers(slab)
-        rounded += changed
-        stored[:, :, where] = whole
+    stored, counts, rounded = _read_whole_numbers(file)
     if rounded:
-        notes.repairs.append(f"{rounded} label values that were within {WHOLE} of a whole number rounded")
-    segments = {segment.value: segment.name for segment in getattr(file, "segments", ())}
-    return remap_labels(stored, rules, notes, segments=segments)
-
-
-def remap_labels(
-    stored: LabelArray, rules: LabelMap, notes: CaseLog, *, segments: Mapping[int, str] | None = None
-) -> LabelArray:
-    """`stored` with a file's values replaced by the dataset's; changed in place.
-
-    Raises:
-        CaseError: values that the rules do not name, or names of segments of which none fits.
-    """
+        log.repairs.append(f"{rounded} label values that were within {WHOLE} of a whole number rounded")
     table = rules.table()
+    segments = {segment.value: segment.name for segment in getattr(file, "segments", ())}
     if segments and rules.segments:
-        fitting = _fitting(segments.values(), rules, notes)
+        fitting = _fitting(segments.values(), rules, log)
         table.update({value: fitting.get(name, 0) for value, name in segments.items()})
-    counts = count_values(stored)
-    unknown = {value: count for value, count in counts.items() if value not in table}
-    if unknown:
+    if unknown := counts.keys() - table.keys():
         raise CaseError(
-            f"the label holds values that nothing explains: {_listed(unknown)}; known are {sorted(table)}. "
+            f"the label holds values that nothing explains: {_counted(unknown, counts)}; known are {sorted(table)}. "
             "Fix the mask, or map them (option --label-map where the collection has it)"
         )
-    dropped = {value: count for value, count in counts.items() if value in rules.stray and table[value] == 0}
-    if dropped:
-        notes.repairs.append(f"stray label values made background: {_listed(dropped)}")
+    if dropped := {value for value in counts if value in rules.stray and not table[value]}:
+        log.repairs.append(f"stray label values made background: {_counted(dropped, counts)}")
     if any(table[value] != value for value in counts):
-        lookup = np.zeros(256, dtype=np.uint8)
-        for value, becomes in table.items():
-            lookup[value] = becomes
-        for index in range(stored.shape[2]):
-            stored[:, :, index] = lookup[stored[:, :, index]]
+        lookup = np.array([table.get(value, 0) for value in range(256)], dtype=np.uint8)
+        for k in range(stored.shape[2]):
+            stored[:, :, k] = lookup[stored[:, :, k]]
     return stored
 
 
-def merge_masks(
-    masks: Mapping[str, NDArray[np.bool_]], shape: tuple[int, int, int], rules: LabelMap, notes: CaseLog
-) -> LabelArray:
+def read_mask(file: VolumeFile) -> NDArray[np.bool_]:
+    """A mask that has a file for itself: where its only value but 0 is.
+
+    Raises:
+        CaseError: values that are no whole numbers, or several of them.
+    """
+    stored, counts, _ = _read_whole_numbers(file)
+    if len(values := sorted(counts.keys() - {0})) > 1:
+        raise CaseError(f"a mask of one label holds several values ({values[:8]}); give it as the case's only mask")
+    return np.asarray(stored != 0)
+
+
+def values_of(file: VolumeFile) -> list[int]:
+    """The values of a mask but 0. Raises CaseError for values that are no whole numbers."""
+    return sorted(_read_whole_numbers(file)[1].keys() - {0})
+
+
+def merge_masks(masks: Masks, shape: tuple[int, int, int], rules: LabelMap, log: CaseLog) -> LabelArray:
     """Named masks of one case, each of `shape`, as one label array; where several overlap, the highest value wins.
 
     Raises:
@@ -104,34 +101,18 @@ def merge_masks(
     """
     label = np.zeros(shape, dtype=np.uint8, order="F")
     overlap = 0
-    # A mask may be drawn when it is asked for, at some cost: only those that count are, and each once.
-    for value, name in sorted((value, name) for name, value in _fitting(masks, rules, notes).items() if value):
-        mask = masks[name]
+    for value, name in sorted((value, name) for name, value in _fitting(masks, rules, log).items() if value):
+        mask = masks[name]()
         if not mask.any():
-            notes.warn_once(f"the mask of {name} is empty")
+            log.warn_once(f"the mask of {name} is empty")
         overlap += int(np.count_nonzero((label != 0) & (label != value) & mask))
         label[mask] = value
     if overlap:
-        notes.warnings.append(f"segments overlap on {overlap} voxels: the label with the higher value was kept there")
+        log.warnings.append(f"segments overlap on {overlap} voxels: the label with the higher value was kept there")
     return label
 
 
-def read_mask(file: VolumeFile) -> LabelArray:
-    """A mask that has a file for itself: 1 where its only value but 0 is.
-
-    Raises:
-        CaseError: values that are no whole numbers, or several of them.
-    """
-    stored = np.empty(file.shape, dtype=np.uint8, order="F")
-    for where, slab in file.slabs():
-        stored[:, :, where] = _whole_numbers(slab)[0]
-    values = sorted(count_values(stored).keys() - {0})
-    if len(values) > 1:
-        raise CaseError(f"a mask of one label holds several values ({values[:8]}); give it as the case's only mask")
-    return np.minimum(stored, 1, out=stored)
-
-
-def count_values(label: LabelArray) -> dict[int, int]:
+def count_values(label: LabelArray) -> Counter[int]:
     """How many voxels hold each value that occurs, by value."""
     counts = np.zeros(256, dtype=np.int64)
     for k in range(label.shape[2]):
@@ -143,30 +124,41 @@ def count_values(label: LabelArray) -> dict[int, int]:
             counts[: highest + 1] += [plane.size - sum(found), *found]
         else:
             counts += np.bincount(plane.ravel(order="K"), minlength=256)
-    return {value: int(count) for value, count in enumerate(counts) if count}
+    return Counter({value: int(count) for value, count in enumerate(counts) if count})
+
+
+def _read_whole_numbers(file: VolumeFile) -> tuple[LabelArray, Counter[int], int]:
+    """All values as uint8, how often each occurs, and how many were rounded."""
+    stored = np.empty(file.shape, dtype=np.uint8, order="F")
+    counts: Counter[int] = Counter()
+    rounded = 0
+    for where, slab in file.slabs():
+        whole, changed = _whole_numbers(slab)
+        stored[:, :, where] = whole
+        counts += count_values(whole)
+        rounded += changed
+    return stored, counts, rounded
 
 
 def _whole_numbers(values: NDArray[Any]) -> tuple[LabelArray, int]:
     """Values as uint8, and how many were rounded."""
+    whole, rounded = values, 0
     if values.dtype.kind == "f":
         whole = np.rint(values)
         with np.errstate(invalid="ignore"):  # infinities, which are refused below
             apart = np.abs(values - whole)
-        broken = int(np.count_nonzero(~(apart <= WHOLE)))
-        if broken:
+        if broken := int(np.count_nonzero(~(apart <= WHOLE))):
             raise CaseError(
                 f"the label holds {broken} voxels or more that are no whole numbers; it was interpolated: fix the mask"
             )
         rounded = int(np.count_nonzero(apart))
-    else:
-        whole, rounded = values, 0
     low, high = whole.min(initial=0), whole.max(initial=0)
     if low < 0 or high > 255:
         raise CaseError(f"the label holds values from {low:g} to {high:g}; from 0 to 255 are possible. Is it an image?")
     return whole.astype(np.uint8, copy=False), rounded
 
 
-def _fitting(names: Iterable[str], rules: LabelMap, notes: CaseLog) -> dict[str, int]:
+def _fitting(names: Iterable[str], rules: LabelMap, log: CaseLog) -> dict[str, int]:
     """The value in the dataset of every segment that fits a pattern; the others are warned of.
 
     Raises:
@@ -176,10 +168,11 @@ def _fitting(names: Iterable[str], rules: LabelMap, notes: CaseLog) -> dict[str,
     fitting = {name: value for name, value in values.items() if value is not None}
     if not fitting:
         raise CaseError(
-            f"none of the mask's segments ({_names(values)}) fits the label map; add --label-map 'PATTERN=LABEL'"
+            f"none of the mask's segments ({listed(sorted(values))}) fits the label map; add --label-map "
+            "'PATTERN=LABEL'"
         )
-    if left_out := values.keys() - fitting.keys():
-        notes.warnings.append(f"segments that fit no pattern of the label map are left out: {_names(left_out)}")
+    if left_out := sorted(values.keys() - fitting.keys()):
+        log.warnings.append(f"segments that fit no pattern of the label map are left out: {listed(left_out)}")
     return fitting
 
 
@@ -197,11 +190,5 @@ def _folded(name: str) -> str:
     return unicodedata.normalize("NFC", name).strip().casefold()
 
 
-def _names(names: Iterable[str]) -> str:
-    listed = sorted(names)
-    return ", ".join(listed[:8]) + (f" and {len(listed) - 8} more" if len(listed) > 8 else "")
-
-
-def _listed(counts: Mapping[int, int]) -> str:
-    shown = ", ".join(f"{value} ({count} voxels)" for value, count in sorted(counts.items())[:8])
-    return shown if len(counts) <= 8 else f"{shown} and {len(counts) - 8} more"
+def _counted(values: Iterable[int], counts: Mapping[int, int]) -> str:
+    return listed(f"{value} ({counts[value]} voxels)" for value in sorted(values))

@@ -3,69 +3,54 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+import textwrap
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from itertools import cycle
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Rectangle
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw, ImageFilter, ImageFont
+from pydantic import BaseModel, Field, ValidationError
+from scipy.ndimage import maximum_filter
 
-from nnunet_godc.conversion.description import IGNORED, Description, read_description
 from nnunet_godc.conversion.files import is_hidden
-from nnunet_godc.conversion.formats import VolumeFile, open_volume
-from nnunet_godc.conversion.geometry import Grid, Volume
-from nnunet_godc.conversion.labels import LabelMap, count_values, read_label
+from nnunet_godc.conversion.geometry import Volume
+from nnunet_godc.conversion.labels import LabelMap, read_label
 from nnunet_godc.conversion.problems import CaseError, CaseLog
+from nnunet_godc.conversion.volumes import open_volume
 from nnunet_godc.conversion_record import RECORD, read_record
 from nnunet_godc.errors import UserError
+from nnunet_godc.json_files import read_json
 from nnunet_godc.replacing import replacing
 
 WINDOW = (-160.0, 240.0)  # HU: level 40, width 400
 TUMOUR_NAMES = ("tumour", "tumor", "lesion", "cancer")
+IGNORED = "ignore"  # nnU-Net's name for voxels that nobody has labelled
 # Okabe's and Ito's colours, told apart by colour-blind readers and from any grey.
 TUMOUR_COLOUR = "#FF9D00"
 OTHER_COLOURS = ("#56B4E9", "#CC79A7", "#009E73", "#F0E442", "#0072B2")
 BACKGROUND, TEXT, FAINT, WARNING, PROBLEM = "#161616", "#F2F2F2", "#A8A8A8", "#FFD24A", "#FF6A4D"
 
-THUMBNAIL = 220  # pixels along a slice's longer side
-FINER = 2  # contours are drawn on so many times finer a grid, and so come out smooth
-CONTOUR = 3  # pixels of the finer grid
-GAP, LINE, MARGIN = 8, 17, 14  # pixels: between tiles, from line to line of a caption, around the sheet
+TILE = 220  # pixels along a slice's longer side
+CAPTION, GAP, MARGIN, LINE = 38, 8, 14, 18  # pixels: below a slice, between tiles, around the sheet, from line to line
 NARROWEST = 3  # tiles: the legend needs room above a single case, too
+LETTERS = 30  # of a case's name that fit above a tile
+DPI = 100
+
+_Value = Annotated[int, Field(ge=0, le=255)]
 
 
-@dataclass(frozen=True)
-class PreviewSummary:
-    """What the picture shows.
+class _Description(BaseModel):
+    """The part of dataset.json that tells how to read the dataset's files."""
 
-    Attributes:
-        cases: how many.
-        focus: the label whose largest slice is shown.
-        without_focus: cases without a voxel of it.
-        empty: those of them whose label is empty altogether.
-        problems: cases that could not be drawn, one sentence each.
-    """
-
-    cases: int
-    focus: str
-    without_focus: tuple[str, ...]
-    empty: tuple[str, ...]
-    problems: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class _Tile:
-    """One case's place on the sheet."""
-
-    name: str
-    picture: Image.Image | None = None
-    caption: str = ""
-    has_focus: bool = True
-    is_empty: bool = False
-    warnings: int = 0
-    problem: str = ""
+    labels: dict[str, _Value | Annotated[list[_Value], Field(min_length=1)]]
+    channel_names: dict[str, str]
+    file_ending: Annotated[str, Field(pattern=r"^\.[^/]*$")]
 
 
 @dataclass(frozen=True)
@@ -73,23 +58,18 @@ class _Style:
     """How cases are drawn.
 
     Attributes:
-        labels: name to values, in the order in which they are drawn: `focus` last.
+        labels: name to values in the files, wide regions first, `focus` last, as they are drawn.
         rules: every value that a label file may hold.
     """
 
-    labels: dict[str, tuple[int, ...]]
+    labels: Mapping[str, tuple[int, ...]]
+    colours: Mapping[str, str]
     focus: str
     rules: LabelMap
     is_ct: bool
 
-    @property
-    def colours(self) -> dict[str, str]:
-        others = [name for name in self.labels if name != self.focus]
-        colours = {name: OTHER_COLOURS[index % len(OTHER_COLOURS)] for index, name in enumerate(others)}
-        return {**colours, self.focus: TUMOUR_COLOUR}
 
-
-def write_preview(dataset: Path, out: Path, *, columns: int | None = None) -> PreviewSummary:
+def write_preview(dataset: Path, out: Path, *, columns: int | None = None) -> tuple[str, ...]:
     """Write a contact sheet (PNG) of all cases that have a label: contours on the slice with the largest tumour.
 
     Slices are axial, whole, and shown as radiologists look at them, whatever the files' orientation: the patient's
@@ -102,249 +82,187 @@ def write_preview(dataset: Path, out: Path, *, columns: int | None = None) -> Pr
         out: overwritten; its folder is made. Nothing is left there if the picture cannot be finished.
         columns: tiles in a row.
 
+    Returns:
+        Cases that could not be drawn, one sentence each.
+
     Raises:
         UserError: no raw dataset, no case with a label, or `out` cannot be written.
     """
-    description = read_description(dataset)
-    style = _style(description)
+    style, ending = _read_style(dataset)
     warnings = _warnings(dataset)
-    tiles = []
-    for label in _label_files(dataset, description):
-        name = label.name[: -len(description.file_ending)]
-        image = dataset / label.parent.name.replace("labels", "images") / f"{name}_0000{description.file_ending}"
-        try:
-            tiles.append(_tile(name, image, label, style, warnings.get(name, 0)))
-        except CaseError as error:
-            tiles.append(_Tile(name, warnings=warnings.get(name, 0), problem=str(error)))
-    if not tiles:
+    labels = [
+        path
+        for part in ("labelsTr", "labelsTs")
+        for path in sorted((dataset / part).glob(f"*{ending}"))
+        if not is_hidden(path)
+    ]
+    if not labels:
         raise UserError(f"{dataset} has no case with a label in labelsTr or labelsTs, so there is nothing to show")
-    sheet = _sheet(tiles, dataset.resolve().name, style, columns or _columns(len(tiles)))
+    sheet = _Sheet(dataset.resolve().name, len(labels), style, columns)
+    problems = []
+    for number, label in enumerate(labels):
+        name = label.name[: -len(ending)]
+        image = dataset / label.parent.name.replace("labels", "images") / f"{name}_0000{ending}"
+        try:
+            sheet.add(number, name, warnings.get(name, 0), *_shown(image, label, style))
+        except CaseError as error:
+            sheet.add_problem(number, name, str(error))
+            problems.append(f"{name}: {error}")
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         with replacing(out) as temporary:
-            sheet.save(temporary, format="PNG")
+            sheet.figure.savefig(temporary, format="png", facecolor=BACKGROUND)
     except OSError as error:
         reason = error.strerror or "unknown reason"
-        raise UserError(f"cannot write {out}: {reason}; mend that, or choose another file") from error
-    return PreviewSummary(
-        cases=len(tiles),
-        focus=style.focus,
-        without_focus=tuple(tile.name for tile in tiles if not tile.has_focus),
-        empty=tuple(tile.name for tile in tiles if tile.is_empty),
-        problems=tuple(f"{tile.name}: {tile.problem}" for tile in tiles if tile.problem),
-    )
+        raise UserError(f"cannot write {out}: {reason}; fix that, or choose another file") from error
+    return tuple(problems)
 
 
-def _style(description: Description) -> _Style:
-    labels = {name: values for name, values in description.labels.items() if name != IGNORED}
+def _read_style(dataset: Path) -> tuple[_Style, str]:
+    """How to draw a dataset, and the ending of its files."""
+    path = dataset / "dataset.json"
+    content = read_json(path, missing=f"{dataset} has no dataset.json; give the folder of a raw nnU-Net dataset")
+    try:
+        description = _Description.model_validate(content, strict=True)
+    except ValidationError:
+        raise UserError(
+            f"{path} lacks labels, channel_names or file_ending as nnU-Net v2 has them; convert the collection again"
+        ) from None
+    values = {name: (v,) if isinstance(v, int) else tuple(v) for name, v in description.labels.items()}
+    labels = {name: v for name, v in values.items() if v != (0,) and name != IGNORED}
     if not labels:
         raise UserError("dataset.json names no label but the background, so there is nothing to show")
     named = [name for word in TUMOUR_NAMES for name in labels if word in name.casefold()]
     focus = named[0] if named else max(labels, key=lambda name: min(labels[name]))
     # A wide region first, or it would be drawn over the narrow ones inside it.
-    order = sorted(labels, key=lambda name: (name == focus, -len(labels[name])))
-    rules = LabelMap(names={value: str(value) for value in description.values - {0}})
-    return _Style({name: labels[name] for name in order}, focus, rules, description.channel == "CT")
+    ordered = sorted(labels, key=lambda name: (name == focus, -len(labels[name])))
+    rules = LabelMap({value: str(value) for several in values.values() for value in several if value})
+    colours = dict(zip(ordered, cycle(OTHER_COLOURS), strict=False)) | {focus: TUMOUR_COLOUR}
+    is_ct = description.channel_names.get("0") == "CT"
+    return _Style({name: labels[name] for name in ordered}, colours, focus, rules, is_ct), description.file_ending
 
 
 def _warnings(dataset: Path) -> dict[str, int]:
+    """How many warnings the conversion had about each case."""
     if not (dataset / RECORD).exists():
         return {}
-    records = read_record(dataset)["cases"]
     try:
-        return {name: len(record["warnings"]) for name, record in records.items()}
+        return {name: len(record["warnings"]) for name, record in read_record(dataset)["cases"].items()}
     except (KeyError, TypeError):
         raise UserError(f"{dataset / RECORD} is damaged; convert the collection again") from None
 
 
-def _label_files(dataset: Path, description: Description) -> list[Path]:
-    return [
-        path
-        for part in ("labelsTr", "labelsTs")
-        for path in sorted((dataset / part).glob(f"*{description.file_ending}"))
-        if not is_hidden(path)
-    ]
-
-
-def _tile(name: str, image_path: Path, label_path: Path, style: _Style, warnings: int) -> _Tile:
+def _shown(image_path: Path, label_path: Path, style: _Style) -> tuple[Volume[Any], NDArray[np.uint8], str]:
+    """The slice to show, as a volume of one slice, its label, and a caption. Raises CaseError."""
     image, label_file = open_volume(image_path), open_volume(label_path)
     if image.shape != label_file.shape:
         raise CaseError(f"the image has {image.shape} voxels and the label {label_file.shape}")
-    grid = image.grid(CaseLog(), what="image", trust_header=True)
-    label = Volume(read_label(label_file, style.rules, CaseLog()), grid).reoriented("LPS")
-    counts = np.zeros((label.grid.shape[2], 256), dtype=np.int64)
-    for k in range(label.grid.shape[2]):
-        for value, count in count_values(label.voxels[:, :, k : k + 1]).items():
-            counts[k, value] = count
-    of_focus = counts[:, style.labels[style.focus]].sum(axis=1)
-    of_any = counts[:, sorted({value for values in style.labels.values() for value in values})].sum(axis=1)
-    has_focus, is_empty = bool(of_focus.any()), not bool(of_any.any())
-    if is_empty:
-        shown, what = len(counts) // 2, "label is empty"
-    elif has_focus:
-        shown, what = int(of_focus.argmax()), f"{style.focus} {_millilitres(int(of_focus.sum()) * grid.voxel_ml)}"
-    else:
-        shown, what = int(of_any.argmax()), f"no {style.focus}"
-    picture = _draw(_axial(image, grid, shown), label.voxels[:, :, shown], label.grid.spacing[:2], style)
-    return _Tile(name, picture, f"{what} \u00b7 slice {shown + 1}/{len(counts)}", has_focus, is_empty, warnings)
-
-
-def _axial(file: VolumeFile, grid: Grid, index: int) -> NDArray[Any]:
-    """Slice `index`, counted from the feet, as (columns to the patient's left, rows to the back).
-
-    Slab by slab: an image of several hundred megabytes is never in memory as a whole.
-    """
-    _, order, flips = grid.reoriented("LPS")
-    across = order[2]
-    wanted = range(grid.shape[across])[flips[2]][index]
-    parts = []
-    for where, slab in file.slabs():
-        if across != 2:
-            parts.append(slab.take(wanted, axis=across))
-        elif where.start <= wanted < where.stop:
-            parts.append(slab[:, :, wanted - where.start])
-            break
-    plane = parts[0] if across == 2 else np.concatenate(parts, axis=1)
-    return (plane if order[0] < order[1] else plane.T)[flips[:2]]
-
-
-def _draw(plane: NDArray[Any], label: NDArray[np.uint8], spacing: Sequence[float], style: _Style) -> Image.Image:
-    """A slice, (columns, rows), in its window, with the contours of its labels."""
-    sides = [count * step for count, step in zip(plane.shape, spacing, strict=True)]
-    pixels = [max(1, round(side / max(sides) * THUMBNAIL)) for side in sides]
-    fine = (pixels[0] * FINER, pixels[1] * FINER)
-    finite = np.nan_to_num(plane.astype(np.float32), posinf=0, neginf=0)
-    low, high = WINDOW if style.is_ct else np.percentile(finite, (1, 99))
-    grey = np.clip((finite - low) / max(high - low, 1e-6) * 255, 0, 255).astype(np.uint8)
-    picture = Image.fromarray(grey.T.copy()).resize(fine, Image.Resampling.BICUBIC).convert("RGB")
-    inside = {name: _covered(np.isin(label, values), fine) for name, values in style.labels.items()}
-    for name, covered in inside.items():
-        # Around the label: what it holds stays visible, the focus with all its neighbours' contours outside.
-        grown = np.asarray(Image.fromarray(covered).filter(ImageFilter.MaxFilter(2 * CONTOUR + 1)))
-        edge = grown & ~covered & ~inside[style.focus]
-        picture.paste(style.colours[name], mask=Image.fromarray(edge))
-    small = picture.resize((pixels[0], pixels[1]), Image.Resampling.BOX)
-    drawing = ImageDraw.Draw(small)
-    for letter, x, anchor in (("R", 4, "lm"), ("L", pixels[0] - 4, "rm")):
-        drawing.text((x, pixels[1] / 2), letter, TEXT, _font(13), anchor=anchor, stroke_width=1, stroke_fill=BACKGROUND)
-    return small
-
-
-def _covered(label: NDArray[np.bool_], size: tuple[int, int]) -> NDArray[np.uint8]:
-    """255 at every pixel that a label, (columns, rows), touches: (rows, columns) of an image of that size.
-
-    A single voxel stays visible, however much finer the voxels are than the pixels.
-    """
-    share = Image.fromarray(label.T.astype(np.uint8) * 255).resize(size, Image.Resampling.BOX)
-    return np.where(np.asarray(share) > 0, 255, 0).astype(np.uint8)
-
-
-def _sheet(tiles: Sequence[_Tile], title: str, style: _Style, columns: int) -> Image.Image:
-    width = 2 * MARGIN + max(columns, NARROWEST) * (THUMBNAIL + GAP) - GAP
-    heading = _heading(title, len(tiles), style, width - 2 * MARGIN)
-    thumbnail_height = max((tile.picture.height for tile in tiles if tile.picture), default=THUMBNAIL)
-    tile_height = thumbnail_height + 2 * LINE + 2 * GAP
-    top = MARGIN + heading.height + GAP
-    sheet = Image.new("RGB", (width, top + math.ceil(len(tiles) / columns) * tile_height + MARGIN), BACKGROUND)
-    sheet.paste(heading, (MARGIN, MARGIN))
-    drawing = ImageDraw.Draw(sheet)
-    for index, tile in enumerate(tiles):
-        x = MARGIN + index % columns * (THUMBNAIL + GAP)
-        y = top + index // columns * tile_height
-        _put_tile(sheet, drawing, tile, x, y, thumbnail_height)
-    return sheet
-
-
-def _put_tile(sheet: Image.Image, drawing: ImageDraw.ImageDraw, tile: _Tile, x: int, y: int, height: int) -> None:
-    if tile.picture is not None:
-        left = x + (THUMBNAIL - tile.picture.width) // 2
-        sheet.paste(tile.picture, (left, y + (height - tile.picture.height) // 2))
-    else:
-        lines = _wrapped(f"Cannot be drawn: {tile.problem}", _font(12), THUMBNAIL - 2 * GAP)
-        fitting = lines[: max(1, (height - 2 * GAP) // LINE)]
-        drawing.multiline_text((x + GAP, y + GAP), "\n".join(fitting), PROBLEM, _font(12), spacing=4)
-    if tile.problem or tile.warnings:
-        drawing.rectangle((x, y, x + THUMBNAIL - 1, y + height - 1), outline=PROBLEM if tile.problem else WARNING)
-    room = THUMBNAIL
-    if tile.warnings:
-        marker = f"\u26a0 {tile.warnings}"
-        room -= int(_font(12).getlength(marker)) + GAP
-        drawing.text((x + THUMBNAIL, y + height + 4), marker, WARNING, _font(12), anchor="ra")
-    drawing.text((x, y + height + 4), _fitted(tile.name, _font(13), room), TEXT, _font(13))
-    colour = WARNING if tile.is_empty else FAINT if tile.has_focus else TEXT
-    drawing.text((x, y + height + 4 + LINE), _fitted(tile.caption, _font(12), THUMBNAIL), colour, _font(12))
-
-
-def _heading(title: str, cases: int, style: _Style, width: int) -> Image.Image:
-    """Title, legend and how to read the pictures."""
-    window = "soft-tissue window, level 40, width 400 HU" if style.is_ct else "grey from 1st to 99th percentile"
-    reading = (
-        f"Axial slice with the largest area of {style.focus}; {window}. "
-        "R and L: the patient's right and left; front at the top. \u26a0: warnings in conversion.json."
+    grid, *_ = image.read_grids(CaseLog(), what="image", trust_header=True)
+    label = Volume(read_label(label_file, style.rules, CaseLog()), grid).reoriented("LPS").voxels
+    # A table look-up: several times faster than a comparison per value.
+    of_focus, of_any = (
+        np.isin(np.arange(256), values)[label].sum(axis=(0, 1))
+        for values in (style.labels[style.focus], sum(style.labels.values(), ()))
     )
-    explanation = _wrapped(reading, _font(12), width)
-    # The focus leads the legend.
-    rows: list[list[tuple[int, str]]] = [[]]
-    x = 0
-    for name in reversed(style.labels):
-        shown = _fitted(name, _font(14), width - 40)
-        needed = 28 + int(_font(14).getlength(shown)) + 24
-        if rows[-1] and x + needed - 24 > width:
-            rows.append([])
-            x = 0
-        rows[-1].append((x, name))
-        x += needed
-    heading = Image.new("RGB", (width, 34 + 24 * len(rows) + LINE * len(explanation) + GAP), BACKGROUND)
-    drawing = ImageDraw.Draw(heading)
-    count = f"{cases} case{'s' if cases != 1 else ''}"
-    drawing.text((0, 0), _fitted(f"{title} \u00b7 {count}", _font(20), width), TEXT, _font(20))
-    for index, row in enumerate(rows):
-        y = 34 + 24 * index
-        for x, name in row:
-            drawing.line((x, y + 9, x + 20, y + 9), style.colours[name], width=3)
-            drawing.text((x + 28, y + 9), _fitted(name, _font(14), width - 40), TEXT, _font(14), anchor="lm")
-    for index, line in enumerate(explanation):
-        drawing.text((0, 34 + 24 * len(rows) + LINE * index), line, FAINT, _font(12))
-    return heading
+    if not of_any.any():
+        k, what = len(of_any) // 2, "label is empty"
+    elif of_focus.any():
+        volume = int(of_focus.sum()) * grid.voxel_ml
+        k, what = int(of_focus.argmax()), f"{style.focus} {f'{volume:.0f}' if volume >= 100 else f'{volume:.3g}'} ml"
+    else:
+        k, what = int(of_any.argmax()), f"no {style.focus}"
+    whole = Volume(image.read(), grid).reoriented("LPS")
+    i, j, _ = whole.grid.shape
+    one_slice = replace(whole.grid, shape=(i, j, 1))
+    return (
+        Volume(whole.voxels[:, :, k : k + 1], one_slice),
+        label[:, :, k],
+        f"{what} \u00b7 slice {k + 1}/{len(of_any)}",
+    )
 
 
-def _columns(tiles: int) -> int:
-    """Eight fill a usual screen; of thousands of cases, viewers could not open a sheet that narrow and long."""
-    return max(min(tiles, 8), math.ceil(0.6 * math.sqrt(tiles)))
+class _Sheet:
+    """The picture: a heading, and below it a tile for every case."""
+
+    def __init__(self, title: str, cases: int, style: _Style, columns: int | None) -> None:
+        # Eight fill a usual screen; of thousands of cases, viewers could not open a sheet that narrow and long.
+        self.columns = columns or max(min(cases, 8), math.ceil(0.6 * math.sqrt(cases)))
+        self.style = style
+        self.width = 2 * MARGIN + max(self.columns, NARROWEST) * (TILE + GAP) - GAP
+        window = "soft-tissue window, level 40, width 400 HU" if style.is_ct else "grey from 1st to 99th percentile"
+        reading = textwrap.wrap(
+            f"Axial slice with the largest area of {style.focus}; {window}. R and L: the patient's right and left; "
+            "front at the top. \u26a0: warnings in conversion.json.",
+            self.width // 7,
+        )
+        names = list(style.labels)[::-1]  # the focus leads
+        across = max(1, self.width // (TILE + GAP))
+        legend_rows = math.ceil(len(names) / across)
+        self.head = MARGIN + LINE * (2 + legend_rows + len(reading))
+        self.height = self.head + math.ceil(cases / self.columns) * (TILE + CAPTION) + MARGIN
+        self.figure = Figure(figsize=(self.width / DPI, self.height / DPI), dpi=DPI)
+        self._write(MARGIN, MARGIN, _shortened(f"{title} \u00b7 {cases} case{'s' if cases != 1 else ''}", 60), TEXT, 14)
+        for n, name in enumerate(names):
+            x, y = MARGIN + n % across * (TILE + GAP), MARGIN + LINE * (1.5 + n // across)
+            colour = style.colours[name]
+            line = Line2D(
+                [x / self.width, (x + 20) / self.width], [1 - (y + 8) / self.height] * 2, lw=2.5, color=colour
+            )
+            self.figure.add_artist(line)
+            self._write(x + 26, y, _shortened(name, LETTERS - 4), TEXT, 10)
+        self._write(MARGIN, MARGIN + LINE * (1.5 + legend_rows), "\n".join(reading), FAINT, 9)
+
+    def add(self, number: int, name: str, warnings: int, image: Volume[Any], label: NDArray[Any], caption: str) -> None:
+        """A case: a slice in its window, with the contours of its labels, (columns to the left, rows to the back)."""
+        x, y = self._corner(number)
+        sides = np.multiply(label.shape, image.grid.spacing[:2])
+        across, down = np.maximum(1, np.rint(sides / sides.max() * TILE))
+        left, bottom = x + (TILE - across) // 2, self.height - y - (TILE + down) // 2
+        axes = self.figure.add_axes((left / self.width, bottom / self.height, across / self.width, down / self.height))
+        axes.set(xticks=[], yticks=[], facecolor="black")
+        axes.spines[:].set_visible(False)
+        grey = np.nan_to_num(image.voxels[:, :, 0].astype(np.float32), posinf=0, neginf=0)
+        low, high = WINDOW if self.style.is_ct else np.percentile(grey, (1, 99))
+        axes.imshow(grey.T, cmap="gray", vmin=low, vmax=max(high, low + 1e-6), aspect="auto")
+        for label_name, values in self.style.labels.items():
+            # Where voxels are finer than pixels, a single one would be lost.
+            inside = maximum_filter(np.pad(np.isin(label, values), 1), 1 + 2 * (max(label.shape) // TILE)).T
+            if inside.any():
+                places = (np.arange(-1, n + 1) for n in label.shape)
+                axes.contour(*places, inside, levels=[0.5], colors=[self.style.colours[label_name]], linewidths=1.5)
+        for letter, place in (("R", 0.03), ("L", 0.97)):
+            axes.text(place, 0.5, letter, color=TEXT, size=9, ha="center", va="center", transform=axes.transAxes)
+        marker = f"\u26a0 {warnings}  " if warnings else ""
+        self._write(x, y + TILE + 4, marker + _shortened(name, LETTERS - len(marker)), WARNING if marker else TEXT, 9)
+        self._write(x, y + TILE + 4 + LINE - 2, _shortened(caption, LETTERS + 6), FAINT, 8)
+        if warnings:
+            self._frame(x, y, WARNING)
+
+    def add_problem(self, number: int, name: str, problem: str) -> None:
+        """A case that cannot be drawn, and why."""
+        x, y = self._corner(number)
+        self._frame(x, y, PROBLEM)
+        lines = textwrap.wrap(f"Cannot be drawn: {problem}", LETTERS, max_lines=TILE // LINE)
+        self._write(x + GAP, y + GAP, "\n".join(lines), PROBLEM, 9)
+        self._write(x, y + TILE + 4, _shortened(name, LETTERS), TEXT, 9)
+
+    def _corner(self, number: int) -> tuple[int, int]:
+        row, column = divmod(number, self.columns)
+        return MARGIN + column * (TILE + GAP), self.head + row * (TILE + CAPTION)
+
+    def _frame(self, x: int, y: int, colour: str) -> None:
+        corner = x / self.width, 1 - (y + TILE) / self.height
+        size = TILE / self.width, TILE / self.height
+        self.figure.add_artist(Rectangle(corner, *size, fill=False, edgecolor=colour, linewidth=1.5))
+
+    def _write(self, x: float, y: float, text: str, colour: str, size: int) -> None:
+        # A dollar would begin a formula.
+        shown = text.replace("$", r"\$")
+        self.figure.text(x / self.width, 1 - y / self.height, shown, color=colour, size=size, va="top")
 
 
-def _millilitres(volume: float) -> str:
-    return f"{volume:.0f} ml" if volume >= 100 else f"{volume:.3g} ml"
-
-
-def _wrapped(text: str, font: ImageFont.FreeTypeFont, width: int) -> list[str]:
-    lines = [""]
-    for word in text.split():
-        longer = f"{lines[-1]} {word}".strip()
-        if lines[-1] and font.getlength(longer) > width:
-            lines.append(word)
-        else:
-            lines[-1] = longer
-    return [_fitted(line, font, width) for line in lines]
-
-
-def _fitted(text: str, font: ImageFont.FreeTypeFont, width: int) -> str:
+def _shortened(text: str, letters: int) -> str:
     """`text`, its middle left out where it is too long: names differ at their ends."""
-    kept = len(text)
-    fitted = text
-    while kept > 1 and font.getlength(fitted) > width:
-        kept -= 1
-        fitted = f"{text[: kept - kept // 2]}\u2026{text[-(kept // 2) :]}"
-    return fitted
-
-
-_FONTS: dict[int, ImageFont.FreeTypeFont] = {}
-
-
-def _font(size: int) -> ImageFont.FreeTypeFont:
-    # Matplotlib brings along a font with every letter that a label's name may have.
-    if size not in _FONTS:
-        import matplotlib
-
-        _FONTS[size] = ImageFont.truetype(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf", size)
-    return _FONTS[size]
+    if len(text) <= letters:
+        return text
+    return f"{text[: letters - letters // 2]}\u2026{text[-(letters // 2) :]}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -47,12 +48,12 @@ class Problem:
 
 @dataclass
 class CaseLog:
-    """What is to be told of a case that can be converted; as private as a `CaseError`.
+    """What is to be told of a case that can be converted, in sentences as private as a `CaseError`.
 
     Attributes:
-        repairs: changes made to what the file says, one sentence each.
-        warnings: what a person should look at, one sentence each.
-        remarks: what was passed over, and other things that need no attention, one sentence each.
+        repairs: changes made to what the file says.
+        warnings: what a person should look at.
+        remarks: what was passed over, and other things that need no attention.
     """
 
     repairs: list[str] = field(default_factory=list)
@@ -63,3 +64,10 @@ class CaseLog:
         """Adds a warning, unless it is there: a region may be drawn several times."""
         if warning not in self.warnings:
             self.warnings.append(warning)
+
+
+def listed(names: Iterable[object], at_most: int = 8) -> str:
+    """The first of `names`, for a message, and how many there are more."""
+    shown = list(map(str, names))
+    more = f" and {len(shown) - at_most} more" if len(shown) > at_most else ""
+    return ", ".join(shown[:at_most]) + more

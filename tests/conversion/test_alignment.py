@@ -2,9 +2,9 @@ import numpy as np
 import pytest
 
 from nnunet_godc.conversion.alignment import align_label
-from nnunet_godc.conversion.formats import open_volume
 from nnunet_godc.conversion.geometry import grid_from_affine
 from nnunet_godc.conversion.problems import CaseError, CaseLog
+from nnunet_godc.conversion.volumes import open_volume
 
 TO_LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
 LPS = np.diag([-0.8, -0.8, 2.5, 1.0])
@@ -21,7 +21,7 @@ def place(tmp_path, nifti, ct):
             path.write_bytes(path.read_bytes()[:280] + np.array(srow_x, "<f4").tobytes() + path.read_bytes()[296:])
         file = open_volume(path)
         grid = grid_from_affine(image.shape, TO_LPS @ LPS, CaseLog())
-        return align_label(file, mask, grid, policy, notes or CaseLog(), orientation="LPS", image=image)
+        return align_label(file, mask, [grid], policy, notes or CaseLog(), orientation="LPS", image=image)
 
     return place
 
@@ -165,12 +165,11 @@ def test_a_label_that_fits_the_qform_belongs_to_the_voxels(place, tmp_path, nift
         label, _ = align_label(
             file,
             mask,
-            image.grid(CaseLog(), what="image"),
+            image.read_grids(CaseLog(), what="image"),
             "physical",
             notes,
             orientation="RAS",
             image=ct[::-1, ::-1],
-            other_grids=image.other_grids("image"),
         )
         np.testing.assert_array_equal(label, mask[::-1, ::-1])
         assert not notes.warnings

@@ -100,10 +100,10 @@ def test_extreme_values_survive(source, convert, folder, ct):
 def test_an_image_that_fits_already_is_linked_where_that_is_asked_for(source, convert, folder, ending):
     case = source(affine=LPS, ending=ending)
     record = convert(case, file_ending=ending, link=True)
-    assert (record["image"]["written"], record["label"]["written"]) == ("linked", "copied")
-    for part, path in (("image", case.image), ("label", case.label)):
-        assert (folder / record[part]["file"]).samefile(path) == (part == "image")
-        assert record[part]["sha256"] == hashlib.sha256(path.read_bytes()).hexdigest()
+    assert (record["image"]["written"], record["label"]["written"]) == ("linked", "encoded")
+    assert (folder / record["image"]["file"]).samefile(case.image)
+    assert record["image"]["sha256"] == hashlib.sha256(case.image.read_bytes()).hexdigest()
+    assert not (folder / record["label"]["file"]).samefile(case.label)
 
 
 def test_copies_are_made_unless_links_are_asked_for(source, convert, folder):

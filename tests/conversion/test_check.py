@@ -107,93 +107,6 @@ def test_other_voxels_in_an_image_are_told(dataset):
     assert problem.startswith(f"b: {IMAGE} changed after the conversion")
 
 
-def test_other_voxels_in_a_label_are_counted(dataset):
-    voxels = voxels_of(dataset / LABEL)
-    voxels[0, 0, 0] = 2
-    save(dataset / LABEL, voxels)
-    changed, counted = check_dataset(dataset)
-    assert changed.startswith(f"b: {LABEL} changed")
-    assert counted == f"b: {LABEL} holds other numbers of voxels than were recorded: 467 of 0, not 468, 3 of 2, not 2"
-
-
-def test_a_value_without_a_name_is_told(dataset):
-    voxels = voxels_of(dataset / LABEL)
-    voxels[0, 0, 0] = 3
-    save(dataset / LABEL, voxels)
-    assert f"b: {LABEL} holds values that dataset.json does not name: 3" in check_dataset(dataset)
-
-
-def test_fractions_in_a_label_are_told(dataset):
-    image = nibabel.load(dataset / LABEL)
-    nibabel.save(nibabel.Nifti1Image(voxels_of(dataset / LABEL) * np.float32(0.9999997), image.affine), dataset / LABEL)
-    assert any("no whole numbers" in problem for problem in check_dataset(dataset))
-    nibabel.save(nibabel.Nifti1Image(voxels_of(dataset / LABEL) * np.float32(0.5), image.affine), dataset / LABEL)
-    assert any("it was interpolated" in problem for problem in check_dataset(dataset))
-
-
-@pytest.mark.parametrize("file", [IMAGE, LABEL])
-def test_another_geometry_is_told(dataset, file):
-    affine = nibabel.load(dataset / file).affine.copy()
-    affine[2, 3] += 2.5
-    save(dataset / file, voxels_of(dataset / file), affine)
-    problems = check_dataset(dataset)
-    assert f"b: {file} has another geometry than was recorded; convert the collection again" in problems
-    assert any("image and label differ in their geometry" in problem for problem in problems)
-
-
-def test_the_least_difference_between_image_and_label_is_told(dataset):
-    label = nibabel.Nifti1Image(voxels_of(dataset / LABEL), None, nibabel.load(dataset / LABEL).header)
-    for kind in ("qoffset_z", "srow_z"):
-        last = label.header[kind] if kind == "qoffset_z" else label.header[kind][3:]
-        last[...] = np.nextafter(last, np.float32(0))
-    nibabel.save(label, dataset / LABEL)
-    problems = check_dataset(dataset)
-    assert any("image and label differ in their geometry" in problem for problem in problems)
-    assert not any("another geometry than was recorded" in problem for problem in problems)
-
-
-def test_a_record_of_another_geometry_is_told(dataset):
-    change_json(dataset / "conversion.json", lambda c: c["cases"]["b"]["geometry"]["after"].update(spacing=[1, 1, 1]))
-    problems = check_dataset(dataset)
-    assert len(problems) == 2
-    assert all("another geometry than was recorded" in problem for problem in problems)
-
-
-def test_a_record_of_other_counts_is_told(dataset):
-    change_json(dataset / "conversion.json", lambda c: c["cases"]["b"]["label"]["voxels"].update(tumour=0))
-    assert check_dataset(dataset) == [f"b: {LABEL} holds other numbers of voxels than were recorded: 2 of 2, not 0"]
-
-
-def test_what_dataset_json_says_is_compared(dataset):
-    change_json(dataset / "dataset.json", lambda content: content.update(numTraining=3, file_ending=".nii"))
-    first, second = check_dataset(dataset)
-    assert first == "dataset.json says numTraining 3, and 2 training cases were converted"
-    assert second.startswith("dataset.json says file_ending .nii")
-    change_json(
-        dataset / "dataset.json", lambda content: content.update(numTraining=2, file_ending=".nii.gz", labels={})
-    )
-    assert any("does not name: 1, 2" in problem for problem in check_dataset(dataset))
-
-
-def test_folds_are_read_again(dataset):
-    change_json(dataset / "splits_final.json", lambda folds: folds[0]["train"].append("c"))
-    (problem,) = check_dataset(dataset)
-    assert "names a case that is not there: 'c'" in problem
-    (dataset / "splits_final.json").unlink()
-    assert check_dataset(dataset) == []
-
-
-@pytest.mark.parametrize("content", [None, "", "{", "[]", '{"labels": 3}'])
-def test_a_damaged_dataset_json_is_a_problem_and_the_rest_is_checked(dataset, content):
-    (dataset / "dataset.json").unlink()
-    if content is not None:
-        (dataset / "dataset.json").write_text(content)
-    (dataset / IMAGE).unlink()
-    description, image = check_dataset(dataset)
-    assert "dataset.json" in description
-    assert "is missing" in image
-
-
 @pytest.mark.parametrize("file", [IMAGE, LABEL])
 @pytest.mark.parametrize("kept", [0, 1, 12, 60, -9, -1])
 def test_truncated_files_are_problems(dataset, file, kept):
@@ -201,7 +114,6 @@ def test_truncated_files_are_problems(dataset, file, kept):
     path.write_bytes(path.read_bytes()[:kept])
     problems = check_dataset(dataset)
     assert problems[0].startswith(f"b: {file} changed after the conversion")
-    assert all(problem.startswith("b: ") for problem in problems)
 
 
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -230,12 +142,6 @@ def test_a_folder_without_a_whole_record_is_refused(dataset, content):
     if content is not None:
         (dataset / "conversion.json").write_text(content)
     with pytest.raises(UserError, match=r"conversion\.json"):
-        check_dataset(dataset)
-
-
-def test_a_record_that_names_files_elsewhere_is_refused(dataset):
-    change_json(dataset / "conversion.json", lambda c: c["cases"]["b"]["image"].update(file="../b_0000.nii.gz"))
-    with pytest.raises(UserError, match="is damaged"):
         check_dataset(dataset)
 
 

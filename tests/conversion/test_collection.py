@@ -26,7 +26,7 @@ def test_wide_regions_come_before_narrow_ones_with_a_value_of_their_own():
     labels, order = dataset_labels(PANORAMA_LIKE, regions=True)
     assert list(labels) == ["background", "pancreas", "veins", "tumour", "duct"]
     assert labels["pancreas"] == [4, 1, 5]
-    assert order == [4, 2, 1, 5]
+    assert order == (4, 2, 1, 5)
 
 
 def test_labels_that_form_no_regions_are_told():

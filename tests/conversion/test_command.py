@@ -70,20 +70,12 @@ def test_a_dry_run_writes_nothing_and_finds_problems(lits, tmp_path, capsys):
     assert not (tmp_path / "raw").exists()
 
 
-def test_folds_are_drawn_or_read(lits, tmp_path):
+def test_folds_are_drawn(lits, tmp_path):
     assert convert("lits", "-i", lits, "-np", 0, "--folds") == 0
     splits = tmp_path / "raw" / "Dataset501_LiTS" / "splits_final.json"
     drawn = json.loads(splits.read_text())
     assert len(drawn) == 5
     assert sorted(name for fold in drawn for name in fold["val"]) == [f"LiTS_{n:03d}" for n in range(6)]
-    file = tmp_path / "folds.csv"
-    file.write_text("case,fold\n" + "".join(f"LiTS_{n:03d},{n % 2}\n" for n in range(6)))
-    assert convert("lits", "-i", lits, "-np", 0, "--folds-from", file, "-d", 9) == 0
-    read = json.loads((tmp_path / "raw" / "Dataset009_LiTS" / "splits_final.json").read_text())
-    assert [fold["val"] for fold in read] == [
-        ["LiTS_000", "LiTS_002", "LiTS_004"],
-        ["LiTS_001", "LiTS_003", "LiTS_005"],
-    ]
 
 
 def test_a_dataset_stays_whole_where_its_folds_cannot_be_placed(lits, tmp_path, capsys, monkeypatch):
@@ -106,7 +98,6 @@ def test_a_dataset_stays_whole_where_its_folds_cannot_be_placed(lits, tmp_path, 
         (["-np", "-1"], "no number of worker processes"),
         (["--regions", "--tumour-only"], "exclude each other"),
         (["--spacing-csv", "nowhere.csv"], "nowhere.csv cannot be read"),
-        (["--folds-from", "nowhere.csv"], "nowhere.csv cannot be read"),
         (["--leave-out-scans-of", "nowhere"], "nowhere has no conversion.json"),
     ],
 )

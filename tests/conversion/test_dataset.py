@@ -161,7 +161,7 @@ def test_an_interrupted_run_goes_on_and_ends_with_the_same_bytes(job, reached):
     uninterrupted = contents(job.target)
     shutil.rmtree(job.target)
 
-    def interrupt(name, size):
+    def interrupt(name):
         interrupt.calls += 1
         if interrupt.calls > reached:
             raise KeyboardInterrupt
@@ -181,7 +181,7 @@ def test_an_interrupted_run_trusts_no_damaged_leftover(job, damage_of):
     uninterrupted = contents(job.target)
     shutil.rmtree(job.target)
 
-    def interrupt(name, size):
+    def interrupt(name):
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
@@ -206,7 +206,7 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_bytes(job, tmp_path):
         "import pickle, sys, time\n"
         "from nnunet_godc.conversion.dataset import convert_dataset\n"
         "job = pickle.load(open(sys.argv[1], 'rb'))\n"
-        "def slow(name, size):\n"
+        "def slow(name):\n"
         "    print(name, flush=True)\n"
         "    if name == 'case_2': time.sleep(60)\n"
         "convert_dataset(job, progress=slow)\n"
@@ -265,7 +265,6 @@ def test_a_foreign_dataset_is_left_alone(job):
     [
         (lambda job: replace(job, regions=True), "regions"),
         (lambda job: replace(job, settings=replace(job.settings, orientation="RAS")), "orientation"),
-        (lambda job: replace(job, settings=replace(job.settings, compression=3)), "compression"),
     ],
 )
 def test_a_dataset_of_other_options_is_replaced_only_on_demand(job, change, named):

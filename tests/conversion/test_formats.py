@@ -2,9 +2,9 @@ import numpy as np
 import pytest
 import SimpleITK
 
-from nnunet_godc.conversion.formats import ending_of, open_volume
-from nnunet_godc.conversion.itk import Segment
+from nnunet_godc.conversion.files import ending_of
 from nnunet_godc.conversion.problems import CaseError, CaseLog, UnknownGeometryError
+from nnunet_godc.conversion.volumes import Segment, open_volume
 
 ENDINGS = [".nrrd", ".mha", ".mhd", ".nhdr"]
 
@@ -27,7 +27,7 @@ def write(
 @pytest.mark.parametrize("compress", [False, True])
 def test_voxels_and_grid_are_those_of_the_file(tmp_path, ct, ending, compress):
     file = open_volume(write(tmp_path / f"a{ending}", ct, compress=compress))
-    grid = file.grid(CaseLog(), what="image")
+    grid = file.read_grids(CaseLog(), what="image")[0]
     assert file.shape == ct.shape
     np.testing.assert_array_equal(file.read(), ct)
     assert grid.spacing == (0.8, 0.8, 2.5)
@@ -38,17 +38,17 @@ def test_voxels_and_grid_are_those_of_the_file(tmp_path, ct, ending, compress):
 @pytest.mark.parametrize("ending", [".nrrd", ".mha"])
 def test_other_axes_are_understood(tmp_path, ct, ending):
     file = open_volume(write(tmp_path / f"a{ending}", ct, direction=np.diag([-1, -1, 1])))
-    assert file.grid(CaseLog(), what="image").orientation == "RAS"
+    assert file.read_grids(CaseLog(), what="image")[0].orientation == "RAS"
 
 
 @pytest.mark.parametrize("ending", [".nrrd", ".mha"])
 def test_a_header_that_says_nothing_is_an_unknown_geometry(tmp_path, ct, ending):
     file = open_volume(write(tmp_path / f"a{ending}", ct, spacing=(1.0, 1.0, 1.0), origin=(0.0, 0.0, 0.0)))
     with pytest.raises(UnknownGeometryError, match="1 x 1 x 1 mm"):
-        file.grid(CaseLog(), what="image")
-    assert file.grid(CaseLog(), what="image", trust_header=True).spacing == (1.0, 1.0, 1.0)
+        file.read_grids(CaseLog(), what="image")[0]
+    assert file.read_grids(CaseLog(), what="image", trust_header=True)[0].spacing == (1.0, 1.0, 1.0)
     notes = CaseLog()
-    assert file.grid(notes, what="image", spacing=(0.7, 0.7, 2.0)).spacing == (0.7, 0.7, 2.0)
+    assert file.read_grids(notes, what="image", spacing=(0.7, 0.7, 2.0))[0].spacing == (0.7, 0.7, 2.0)
     assert "as given" in notes.repairs[0]
 
 

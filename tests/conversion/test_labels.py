@@ -1,9 +1,9 @@
 import numpy as np
 import pytest
 
-from nnunet_godc.conversion.formats import open_volume
 from nnunet_godc.conversion.labels import LabelMap, count_values, merge_masks, read_label
 from nnunet_godc.conversion.problems import CaseError, CaseLog
+from nnunet_godc.conversion.volumes import open_volume
 
 RULES = LabelMap(names={1: "liver", 2: "tumour"})
 
@@ -92,12 +92,18 @@ def test_a_label_without_any_voxel_is_legal(tmp_path, nifti, mask):
     assert not read(nifti(tmp_path / "a.nii", np.zeros_like(mask))).any()
 
 
+def drawn(masks):
+    return {name: lambda mask=mask: mask for name, mask in masks.items()}
+
+
 NAMED = LabelMap(names={1: "pancreas", 2: "tumour"}, segments=(("*tumo*r*", 2), ("PDAC", 2), ("*pancreas*", 1)))
 
 
 def test_named_masks_are_united_and_the_higher_label_wins(mask):
     notes = CaseLog()
-    label = merge_masks({"Whole Pancreas": mask > 0, "pdac": mask == 2, "Stomach": mask == 0}, mask.shape, NAMED, notes)
+    label = merge_masks(
+        drawn({"Whole Pancreas": mask > 0, "pdac": mask == 2, "Stomach": mask == 0}), mask.shape, NAMED, notes
+    )
     np.testing.assert_array_equal(label, mask)
     assert "left out: Stomach" in notes.warnings[0]
     assert f"overlap on {np.count_nonzero(mask == 2)} voxels" in notes.warnings[1]
@@ -106,19 +112,19 @@ def test_named_masks_are_united_and_the_higher_label_wins(mask):
 def test_masks_of_one_label_may_overlap(mask):
     notes = CaseLog()
     masks = {"tumour": mask == 2, "PDAC": mask > 0}
-    np.testing.assert_array_equal(merge_masks(masks, mask.shape, NAMED, notes), 2 * (mask > 0))
+    np.testing.assert_array_equal(merge_masks(drawn(masks), mask.shape, NAMED, notes), 2 * (mask > 0))
     assert notes == CaseLog()
 
 
 def test_the_order_of_masks_does_not_matter(mask):
     masks = {"tumour": mask == 2, "pancreas": mask > 0}
-    one = merge_masks(masks, mask.shape, NAMED, CaseLog())
-    np.testing.assert_array_equal(one, merge_masks(dict(reversed(masks.items())), mask.shape, NAMED, CaseLog()))
+    one = merge_masks(drawn(masks), mask.shape, NAMED, CaseLog())
+    np.testing.assert_array_equal(one, merge_masks(drawn(dict(reversed(masks.items()))), mask.shape, NAMED, CaseLog()))
 
 
 def test_masks_that_no_pattern_fits_are_refused_by_name(mask):
     with pytest.raises(CaseError, match=r"segments \(spleen\) fits the label map; add --label-map"):
-        merge_masks({"spleen": mask > 0}, mask.shape, NAMED, CaseLog())
+        merge_masks(drawn({"spleen": mask > 0}), mask.shape, NAMED, CaseLog())
 
 
 @pytest.mark.parametrize("highest", [0, 1, 2, 15, 16, 255])

@@ -8,11 +8,8 @@ import SimpleITK
 
 from nnunet_godc.conversion.geometry import Grid, grid_from_affine
 from nnunet_godc.conversion.nifti import (
-    COMPRESSION_LEVELS,
-    geometry_of_header,
     nifti_header,
     open_nifti,
-    with_geometry_of,
     write_nifti,
 )
 from nnunet_godc.conversion.problems import CaseError, CaseLog, UnknownGeometryError
@@ -21,7 +18,7 @@ GRID = Grid((12, 10, 6), (0.8, 0.8, 2.5), (-11.0, -7.0, 30.0), ((1.0, 0.0, 0.0),
 
 
 def grid_of(path, notes=None, **options):
-    return open_nifti(path).grid(notes or CaseLog(), what="image", **options)
+    return open_nifti(path).read_grids(notes or CaseLog(), what="image", **options)[0]
 
 
 @pytest.mark.parametrize("ending", [".nii", ".nii.gz"])
@@ -111,7 +108,7 @@ def test_a_header_that_asks_for_terabytes_allocates_nothing(tmp_path, nifti, ct)
     content = bytearray(gzip.decompress(path.read_bytes()))
     content[42:48] = np.array([32767] * 3, dtype="<i2").tobytes()
     path.write_bytes(gzip.compress(bytes(content)))
-    with pytest.raises(CaseError, match="more than it can hold"):
+    with pytest.raises(CaseError, match="more voxels than it can hold"):
         open_nifti(path)
 
 
@@ -181,7 +178,7 @@ def test_a_header_without_any_form_is_an_unknown_geometry(tmp_path, nifti, ct):
     assert trusted.orientation == "LPS"
 
 
-@pytest.mark.parametrize("compression", [None, *COMPRESSION_LEVELS])
+@pytest.mark.parametrize("compression", [None, 0, 1, 2, 3])
 @pytest.mark.parametrize("dtype", [np.uint8, np.int16, np.float64, ">i2"])
 def test_every_reader_sees_what_was_written(tmp_path, ct, compression, dtype):
     angle = np.radians(12)
@@ -208,7 +205,7 @@ def test_every_reader_sees_what_was_written(tmp_path, ct, compression, dtype):
     np.testing.assert_allclose(np.diag([-1, -1, 1, 1]) @ with_nibabel.affine, grid.affine, atol=1e-4)
     np.testing.assert_allclose(with_nibabel.get_qform(), with_nibabel.get_sform(), atol=1e-4)
     np.testing.assert_array_equal(np.asanyarray(with_nibabel.dataobj), voxels)
-    assert open_nifti(path).grid(CaseLog(), what="image").matches(grid)
+    assert open_nifti(path).read_grids(CaseLog(), what="image")[0].matches(grid)
 
 
 def test_equal_input_gives_equal_bytes(tmp_path, ct):
@@ -229,12 +226,11 @@ def test_a_volume_of_many_slabs_is_written_and_read_whole(tmp_path):
 
 def test_geometry_goes_over_bit_by_bit_and_nothing_else_does():
     other = Grid((12, 10, 6), (0.7, 0.9, 3.1), (1.0, 2.0, 3.0), ((0.0, 1.0, 0.0), (1.0, 0.0, 0.0), (0.0, 0.0, 1.0)))
-    label, image = nifti_header(GRID, np.dtype(np.uint8)), nifti_header(other, np.dtype(np.int16))
-    mixed = with_geometry_of(label, image)
-    assert geometry_of_header(mixed) == geometry_of_header(image)
-    header = nibabel.Nifti1Header(mixed[:348])
-    assert header.get_data_dtype() == np.uint8
-    np.testing.assert_array_equal(header.get_sform(), nibabel.Nifti1Header(image[:348]).get_sform())
+    image = nifti_header(other, np.dtype(np.int16))
+    label = nifti_header(GRID, np.dtype(np.uint8), geometry_of=image)
+    assert label.get_data_dtype() == np.uint8
+    np.testing.assert_array_equal(label.get_sform(), image.get_sform())
+    np.testing.assert_array_equal(label.get_qform(), image.get_qform())
 
 
 def set_scaling(path, slope, intercept):
@@ -250,12 +246,6 @@ def test_units_are_converted_unless_no_voxel_could_be_so(tmp_path, nifti, ct, un
     affine = np.diag([-0.8 * factor, -0.8 * factor, 2.5 * factor, 1])
     path = nifti(tmp_path / "a.nii", ct, affine, header=lambda header: header.set_xyzt_units(units))
     notes = CaseLog()
-    grid = open_nifti(path).grid(notes, what="image")
+    grid = open_nifti(path).read_grids(notes, what="image")[0]
     assert grid.spacing == pytest.approx((0.8, 0.8, 2.5), rel=1e-5)
     assert ("taken as mm" in "".join(notes.warnings)) == (factor == 1)
-
-
-def test_analyze_headers_are_refused_for_what_they_do_not_say(tmp_path, ct):
-    nibabel.save(nibabel.AnalyzeImage(ct, np.eye(4)), tmp_path / "a.hdr")
-    with pytest.raises(CaseError, match="left from right"):
-        open_nifti(tmp_path / "a.hdr")

@@ -3,8 +3,8 @@ import stat
 
 import pytest
 
+from nnunet_godc.conversion.case import CaseSource
 from nnunet_godc.conversion.pairing import (
-    Pair,
     new_names,
     new_patients,
     pairs_by_pattern,
@@ -33,7 +33,7 @@ def touch(root, *names):
 def pairs(root, image, mask):
     found, problems = pairs_by_pattern(root, image, mask)
     shown = [
-        (pair.image.relative_to(root).as_posix(), pair.mask.relative_to(root).as_posix(), pair.patient)
+        (pair.image.relative_to(root).as_posix(), pair.label.relative_to(root).as_posix(), pair.patient)
         for pair in found
     ]
     return shown, problems
@@ -107,7 +107,10 @@ def test_a_table_names_pairs_patients_and_parts(root):
     touch(root, "a.nii", "b.nii", "t.nii")
     path = table(root, "image,mask,patient,part,case", "a.nii,b.nii,7,train,first", "t.nii,,8,test,")
     assert pairs_by_table(root, path) == (
-        [Pair(root / "a.nii", root / "b.nii", "7", "first", False), Pair(root / "t.nii", None, "8", "", True)],
+        [
+            CaseSource("first", root / "a.nii", root / "b.nii", patient="7"),
+            CaseSource("", root / "t.nii", None, test=True, patient="8"),
+        ],
         [],
     )
 
@@ -133,19 +136,21 @@ def test_a_line_that_cannot_be_meant_is_refused(root, line, message):
 
 
 def test_names_are_new_and_those_of_the_key_table_stay(root):
-    found = [Pair(root / name, None) for name in ("a.nii", "b.nii", "c.nii")]
+    found = [CaseSource("", root / name, None) for name in ("a.nii", "b.nii", "c.nii")]
     assert new_names(found, "PANC", {}, root) == ["PANC_0001", "PANC_0002", "PANC_0003"]
     keys = {"b.nii": "PANC_0001", "gone.nii": "PANC_0002"}
     assert new_names(found, "PANC", keys, root) == ["PANC_0003", "PANC_0001", "PANC_0004"]
 
 
 def test_a_name_that_the_user_gives_is_not_given_again(root):
-    found = [Pair(root / "a.nii", None), Pair(root / "b.nii", None, name="PANC_0001")]
+    found = [CaseSource("", root / "a.nii", None), CaseSource("PANC_0001", root / "b.nii", None)]
     assert new_names(found, "PANC", {}, root) == ["PANC_0002", "PANC_0001"]
 
 
 def test_scans_of_one_patient_share_a_made_up_name(root):
-    found = [Pair(root / "a", None, "Müller"), Pair(root / "b", None), Pair(root / "c", None, "Müller")]
+    found = [
+        CaseSource("", root / name, None, patient=who) for name, who in (("a", "Müller"), ("b", ""), ("c", "Müller"))
+    ]
     assert new_patients(found, ["n1", "n2", "n3"]) == ["n1", "n2", "n1"]
 
 
@@ -153,7 +158,7 @@ def test_the_key_table_is_for_its_owner_and_can_be_read_back(root, tmp_path):
     path = tmp_path / "keys.csv"
     path.write_text("old")
     path.chmod(0o644)
-    pair = Pair(root / "Müller, Hans.nii", root / "m.nii")
+    pair = CaseSource("", root / "Müller, Hans.nii", root / "m.nii")
     write_keys(path, root, [("PANC_0001", "PANC_0001", True, pair)])
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     with path.open(encoding="utf-8", newline="") as file:

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nnunet_godc.conversion.splits import draw_folds, draw_test_cases, place_splits, read_folds
+from nnunet_godc.conversion.splits import draw_folds, draw_test_cases, place_splits
 from nnunet_godc.errors import UserError
 
 SINGLE = {f"case_{number:03}": f"patient_{number:03}" for number in range(174)}
@@ -62,8 +62,6 @@ def test_fewer_patients_than_folds_are_refused():
     patients = {f"scan_{number}": f"patient_{number % 4}" for number in range(40)}
     with pytest.raises(UserError, match=r"5 folds need 5 patients .* there are 4"):
         draw_folds(patients, seed=0)
-    with pytest.raises(UserError, match="two folds or more, not 1"):
-        draw_folds(patients, seed=0, folds=1)
 
 
 def test_share_of_the_paper_gives_34_of_174_cases():
@@ -75,17 +73,12 @@ def test_share_of_the_paper_gives_34_of_174_cases():
 
 
 @given(patients=PATIENTS, seed=st.integers(0, 9), share=st.floats(0, 1, exclude_max=True))
-def test_test_cases_are_whole_patients_as_near_to_the_share_as_they_come(patients, seed, share):
+def test_test_cases_are_whole_patients_and_about_the_share(patients, seed, share):
     drawn = draw_test_cases(patients, share=share, seed=seed)
     tested = {patients[case] for case in drawn}
     assert drawn == {case for case, patient in patients.items() if patient in tested}
     assert drawn != set(patients)
-    possible = {0}
-    for scans in Counter(patients.values()).values():
-        possible |= {number + scans for number in possible}
-    wanted = share * len(patients)
-    nearest = min(abs(number - wanted) for number in possible - {len(patients)})
-    assert abs(len(drawn) - wanted) == nearest
+    assert abs(len(drawn) - share * len(patients)) <= max(Counter(patients.values()).values())
 
 
 def test_the_nearest_number_of_test_cases_may_be_more_or_less_than_the_share():
@@ -97,100 +90,6 @@ def test_the_nearest_number_of_test_cases_may_be_more_or_less_than_the_share():
 def test_no_share_and_no_cases_give_no_test_cases():
     assert draw_test_cases(SINGLE, share=0, seed=0) == set()
     assert draw_test_cases({}, share=0.5, seed=0) == set()
-
-
-@pytest.mark.parametrize("share", [-0.1, 1, 20, float("nan")])
-def test_impossible_shares_are_refused(share):
-    with pytest.raises(UserError, match="at least 0 and below 1"):
-        draw_test_cases(SINGLE, share=share, seed=0)
-
-
-CASES = {"a": "p", "b": "p", "c": "q", "d": "r"}
-FOLDS = [{"train": ["c", "d"], "val": ["a", "b"]}, {"train": ["a", "b"], "val": ["c", "d"]}]
-
-
-@pytest.fixture
-def write(tmp_path):
-    def write_content(content):
-        path = tmp_path / "Aufteilung für alle.txt"
-        path.write_bytes((content if isinstance(content, str) else json.dumps(content)).encode())
-        return path
-
-    return write_content
-
-
-@pytest.mark.parametrize(
-    "content",
-    [
-        FOLDS,
-        [{side: names[::-1] for side, names in fold.items()} for fold in FOLDS],
-        "\ufeff" + json.dumps(FOLDS, indent=1).replace("\n", "\r\n"),
-        "case,fold\na,0\nb,0\nc,1\nd,1\n",
-        "\ufeffFold;Case\r\n1;d\r\n0;b\r\n0;a\r\n1;c\r\n",
-    ],
-)
-def test_folds_are_read_from_json_and_csv(write, content):
-    assert read_folds(write(content), set(CASES), CASES) == FOLDS
-
-
-def test_folds_that_were_drawn_can_be_read(write):
-    drawn = draw_folds(SINGLE, seed=3)
-    assert read_folds(write(drawn), set(SINGLE), SINGLE) == drawn
-
-
-def test_cases_may_be_left_out_of_training(write):
-    folds = [{"train": ["c"], "val": ["a", "b"]}, {"train": ["a", "b"], "val": ["c", "d"]}]
-    assert read_folds(write(folds), set(CASES), CASES) == folds
-
-
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        ("", "has no rows"),
-        ("[", r"\.txt, line 1: the JSON is damaged"),
-        ("[" * 100_000, "the JSON is damaged"),
-        ("[]", "does not hold folds; nnU-Net's format is"),
-        ({"train": ["a"], "val": ["b"]}, "does not hold folds"),
-        ([["a"], ["b"]], "does not hold folds"),
-        ([{"train": ["a"]}], "does not hold folds"),
-        ([{"train": [1], "val": [2]}], "does not hold folds"),
-        ([{"train": "ab", "val": "cd"}], "does not hold folds"),
-        ([{"train": ["c", "../d"], "val": ["a", "b"]}], "fold 0, train: '../d' cannot name a case"),
-        ([{"train": ["c", "c"], "val": ["a", "b"]}], "fold 0, train: c stands there twice"),
-        ([*FOLDS, FOLDS[0]], "a, b would validate twice"),
-        (FOLDS[:1], "c, d would never validate"),
-        ([FOLDS[0], {"train": ["a", "b", "c"], "val": ["c", "d"]}], "fold 1: c would train and validate"),
-        ([FOLDS[0], {"train": [], "val": ["c", "d"]}], "fold 1 has no case to train on"),
-        ([*FOLDS, {"train": ["a"], "val": []}], "fold 2 has no case to validate on"),
-        ([FOLDS[0], {"train": ["a", "x"], "val": ["c", "d"]}], "names a case that is not there: 'x'"),
-        (
-            [{"train": ["b", "d"], "val": ["a", "c"]}, {"train": ["a", "c"], "val": ["b", "d"]}],
-            "fold 0: b and a are of one patient",
-        ),
-        ("case,fold\na,0\nb,1\nc,1\nd,1\n", "fold 0: b and a are of one patient"),
-        ("case,fold\na,0\nb,0\nc,1\na,1\n", "line 5: a is there twice"),
-        ("case,fold\na,0\nb,0\nc,1\n", "d would never validate"),
-        ("case,fold\na,0\nb,0\nc,2\nd,2\n", "no case is in fold 1; number the folds from 0"),
-        ("case,fold\na,0\nb,0\nc,0\nd,0\n", "fold 0 has no case to train on"),
-        ("case,fold\na,one\n", "line 2: the fold is 'one'"),
-        ("case,fold\na,-1\n", "line 2: the fold is '-1'"),
-        ("case,fold\na,\u00b2\n", "line 2: the fold is"),
-        ("case,fold\na,99999999999999\n", "line 2: the fold is"),
-        ("case,fold\n../a,0\n", "line 2: '../a' cannot name a case"),
-        ("case,fold\na,0\nb,0\nc,1\nd,1\ne,1\n", "names a case that is not there: 'e'"),
-    ],
-)
-def test_folds_that_are_not_in_order_are_one_sentence(write, content, message):
-    path = write(content)
-    with pytest.raises(UserError, match=message) as caught:
-        read_folds(path, set(CASES), CASES)
-    assert str(caught.value).startswith(str(path))
-    assert "\n" not in str(caught.value)
-
-
-def test_a_file_that_is_not_there_is_one_sentence(tmp_path):
-    with pytest.raises(UserError, match="cannot be read: No such file"):
-        read_folds(tmp_path / "splits.json", set(CASES), CASES)
 
 
 @pytest.fixture

@@ -125,7 +125,7 @@ def test_first_way_on_true_spacings_from_a_table(with_unknown_spacing, convert, 
     assert result.status == 0, result.err
     for number, spacing in ((28, (0.7, 0.7, 1.6)), (29, (0.8, 0.9, 1.25))):
         told = broken_geometry(scans[number])
-        told = told.on(told.grid.with_spacing(spacing))
+        told = told.on(replace(told.grid, spacing=spacing))
         assert_is(result, f"LiTS_{number:03d}", told)
         assert any("spacing" in repair for repair in result.cases[f"LiTS_{number:03d}"]["repairs"])
         ml = np.count_nonzero(scans[number].label.voxels == 2) * np.prod(spacing) / 1000
@@ -279,7 +279,6 @@ def test_images_that_nnunet_reads_as_they_are_are_linked_on_demand(source: Path,
     # Labels are corrected in nnUNet_raw, and the source must not change with them.
     label, stored = result.label("LiTS_003"), source / "labelsTr" / "liver_3.nii.gz"
     assert not label.samefile(stored)
-    assert label.read_bytes() == stored.read_bytes()
 
 
 @pytest.mark.parametrize("wrong", [0.5, 1.4, np.nan])

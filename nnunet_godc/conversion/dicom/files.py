@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import io
 import logging
-import os
+import math
+import mmap
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pydicom
 from pydicom import uid
 from pydicom.config import IGNORE
@@ -28,6 +29,9 @@ _FIRST_ELEMENTS = {(2, n) for n in (0, 1, 2, 3, 16)} | {(8, n) for n in (0, 1, 5
 
 class UnreadableError(Exception):
     """A DICOM file that is broken. Its text is one of ours, fit to be printed after "slice 7 "."""
+
+
+DAMAGED_ENTRY = "cannot be read: an entry of its header is damaged"
 
 
 @contextmanager
@@ -71,6 +75,24 @@ def _begins_data_set(start: bytes, order: Any) -> bool:
     return explicit or int.from_bytes(start[4:8], order) <= _PREAMBLE
 
 
+class _MappedFile(mmap.mmap):
+    """A file as memory, of which no read makes room for more bytes than there are.
+
+    Attributes:
+        ended_within: whether what was asked for went on beyond the end. To find the end once is how reading ends.
+    """
+
+    found_end = False
+    ended_within = False
+
+    def read(self, size: int | None = None, /) -> bytes:
+        content = super().read(size)
+        if size is not None and len(content) < size:
+            self.ended_within |= bool(content) or self.found_end or size != _ELEMENT_HEADER
+            self.found_end = True
+        return content
+
+
 def read_dataset(
     file: Path, *, pixels: bool = True, tags: Sequence[str] | None = None, whole: bool = False
 ) -> FileDataset:
@@ -83,31 +105,21 @@ def read_dataset(
             when they are decoded; contours would not be.
 
     Raises:
-        UnreadableError: the file is broken, or is of a kind that is not read.
+        UnreadableError: the file is broken.
     """
-    with _Bounded(file) as opened:
+    specific = None if tags is None else list(tags)
+    with file.open("rb") as opened, _MappedFile(opened.fileno(), 0, access=mmap.ACCESS_READ) as content:
         try:
-            dataset = pydicom.dcmread(
-                opened, stop_before_pixels=not pixels, specific_tags=None if tags is None else list(tags), force=True
-            )
-        except _DeflatedError:
-            raise UnreadableError(
-                "is deflated, which is not read; inflate it, for example with `dcmconv +te`"
-            ) from None
+            dataset = pydicom.dcmread(content, stop_before_pixels=not pixels, specific_tags=specific, force=True)  # type: ignore[arg-type]
         except Exception:
             # pydicom raises whatever it stumbles over, and the text may quote the file.
             raise UnreadableError("cannot be read: it is damaged or not whole") from None
-        if whole and opened.ended_within:
+        if whole and content.ended_within:
             raise UnreadableError("is not whole; download it again")
     if "TransferSyntaxUID" not in dataset.file_meta:
         implicit, little = dataset.original_encoding
-        dataset.file_meta.TransferSyntaxUID = (
-            uid.ImplicitVRLittleEndian
-            if implicit
-            else uid.ExplicitVRLittleEndian
-            if little
-            else uid.ExplicitVRBigEndian
-        )
+        explicit = uid.ExplicitVRLittleEndian if little else uid.ExplicitVRBigEndian
+        dataset.file_meta.TransferSyntaxUID = uid.ImplicitVRLittleEndian if implicit else explicit
     return dataset
 
 
@@ -121,58 +133,57 @@ def value_of(dataset: Dataset, key: str) -> Any:
     """An entry's value; None where it is not there or empty.
 
     Raises:
-        UnreadableError: it cannot be parsed.
+        UnreadableError: it cannot be parsed; as all functions below.
     """
     try:
         value = dataset.get(key)
     except Exception:
         # pydicom parses an element when it is asked for, and raises whatever it stumbles over.
-        raise UnreadableError("cannot be read: an entry of its header is damaged") from None
+        raise UnreadableError(DAMAGED_ENTRY) from None
     return None if value is None or (isinstance(value, str) and not value) else value
 
 
 def text_of(dataset: Dataset, key: str) -> str:
-    """An entry as text; empty where it is not there. Raises UnreadableError."""
+    """An entry as text; empty where it is not there."""
     value = value_of(dataset, key)
     return "" if value is None else str(value).strip()
 
 
-def items_of(dataset: Dataset, key: str) -> list[Dataset]:
-    """The items of a sequence; none where it is not there. Raises UnreadableError."""
-    items = value_of(dataset, key)
-    if items is None:
-        return []
-    if not isinstance(items, pydicom.Sequence):
-        raise UnreadableError("cannot be read: an entry of its header is damaged")
-    return list(items)
+def items_of(dataset: Dataset, *keys: str) -> list[Dataset]:
+    """The items of a sequence, or of a sequence within its items; none where it is not there."""
+    found = [dataset]
+    for key in keys:
+        sequences = [value for item in found if (value := value_of(item, key)) is not None]
+        if not all(isinstance(sequence, pydicom.Sequence) for sequence in sequences):
+            raise UnreadableError(DAMAGED_ENTRY)
+        found = [item for sequence in sequences for item in sequence]
+    return found
 
 
-class _DeflatedError(Exception):
-    pass
+def whole_of(dataset: Dataset, key: str) -> int | None:
+    """An entry as a whole number; None where it is not there."""
+    value = value_of(dataset, key)
+    try:
+        return None if value is None else int(value)
+    except (TypeError, ValueError, OverflowError):
+        raise UnreadableError(DAMAGED_ENTRY) from None
 
 
-class _Bounded(io.BufferedReader):
-    """A file that never makes room for more bytes than it has, whatever length a damaged header asks for.
+def number_of(dataset: Dataset, key: str) -> float | None:
+    """An entry as a finite number; None where it is not there."""
+    numbers = numbers_of(dataset, key, 1)
+    return None if numbers is None else numbers[0]
 
-    Attributes:
-        ended_within: whether what was asked for went on beyond the end. To find the end once is how reading ends.
-    """
 
-    def __init__(self, file: Path) -> None:
-        super().__init__(io.FileIO(file))
-        self._size = os.fstat(self.fileno()).st_size
-        self._found_end = False
-        self.ended_within = False
-
-    def read(self, size: int | None = -1, /) -> bytes:
-        if size is None or size < 0:
-            # pydicom reads all that is left for one reason alone: to inflate it, to whatever size that has.
-            raise _DeflatedError
-        asked = size
-        if size > io.DEFAULT_BUFFER_SIZE:
-            size = max(min(size, self._size - self.tell()), 0)
-        content = super().read(size)
-        if len(content) < asked:
-            self.ended_within |= bool(content) or self._found_end or asked != _ELEMENT_HEADER
-            self._found_end = True
-        return content
+def numbers_of(dataset: Dataset, key: str, count: int) -> tuple[float, ...] | None:
+    """An entry as `count` finite numbers; None where it is not there."""
+    value = value_of(dataset, key)
+    if value is None or (not isinstance(value, str | bytes) and np.size(value) == 0):
+        return None
+    try:
+        numbers = tuple(float(number) for number in np.atleast_1d(np.asarray(value, dtype=np.float64)))
+    except (TypeError, ValueError):
+        numbers = ()
+    if len(numbers) != count or not all(map(math.isfinite, numbers)):
+        raise UnreadableError("cannot be read: a position, direction or spacing of its header is damaged")
+    return numbers

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -17,52 +16,29 @@ from nnunet_godc.conversion.dicom.files import (
     SEGMENTATION,
     UnreadableError,
     items_of,
+    number_of,
+    numbers_of,
     quiet,
     read_dataset,
     sop_class_of,
     text_of,
     value_of,
+    whole_of,
 )
 
 ENHANCED_CT = ("1.2.840.10008.5.1.4.1.1.2.1", "1.2.840.10008.5.1.4.1.1.2.2")  # and the legacy converted one
 SECONDARY_CAPTURE = "1.2.840.10008.5.1.4.1.1.7"
-# Far above what a scanner writes: a damaged header must not ask for more memory than that.
-MAX_SIDE = 8192  # pixels
+MAX_SIDE = 8192  # pixels; far above what a scanner writes: a damaged header must not ask for more memory than that
+ACQUISITION = ("AcquisitionNumber", "TemporalPositionIdentifier", "AcquisitionTime")
 
-_OF_FILE = [
-    "SOPClassUID",
-    "SOPInstanceUID",
-    "Modality",
-    "ImageType",
-    "StudyInstanceUID",
-    "SeriesInstanceUID",
-    "SeriesNumber",
-    "SeriesDescription",
-    "PatientID",
-    "AcquisitionNumber",
-    "AcquisitionTime",
-    "TemporalPositionIdentifier",
-    "FrameOfReferenceUID",
-    "ConvolutionKernel",
-    "Rows",
-    "Columns",
-    "SamplesPerPixel",
-    "NumberOfFrames",
-    "BitsAllocated",
-    "BitsStored",
-    "HighBit",
-    "PixelRepresentation",
-    "PixelSpacing",
-    "ImageOrientationPatient",
-    "ImagePositionPatient",
-    "SliceThickness",
-    "RescaleSlope",
-    "RescaleIntercept",
-    "ModalityLUTSequence",
-    "PixelPaddingValue",
-    "LossyImageCompression",
-]
-_OF_FRAMES = ["SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence"]
+_DESCRIPTION = ("StudyInstanceUID", "SeriesDescription", "ConvolutionKernel")
+_TAGS = (
+    *("SOPClassUID", "SOPInstanceUID", "Modality", "ImageType", "SeriesInstanceUID", "SeriesNumber", "PatientID"),
+    *(*ACQUISITION, *_DESCRIPTION, "FrameOfReferenceUID", "Rows", "Columns", "SamplesPerPixel", "NumberOfFrames"),
+    *("BitsAllocated", "BitsStored", "HighBit", "PixelSpacing", "ImageOrientationPatient", "ImagePositionPatient"),
+    *("SliceThickness", "RescaleSlope", "RescaleIntercept", "ModalityLUTSequence", "PixelPaddingValue"),
+    *("LossyImageCompression", "SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence"),
+)
 _NO_IMAGES = ("SEG", "RTSTRUCT", "RTDOSE", "RTPLAN", "SR", "PR", "KO", "DOC", "REG")
 
 
@@ -112,8 +88,8 @@ class ImageHeader:
         frame: which of the file's frames, from 0.
         fault: why the plane cannot be used, fit to be printed after "slice 7 "; empty where it can.
         modality: ``"CT"`` or what else the file says; empty where it says nothing.
+        acquisition: what differs between two acquisitions of the same place, as `ACQUISITION` names it.
         description: whatever tells apart series without a UID: study, description, convolution kernel.
-        acquisition: what differs between two acquisitions of the same place: number, time, temporal position.
         is_capture: a picture of a screen, by its kind of object.
         plane: where it lies; None where the file does not say all of it.
         thickness: SliceThickness, mm.
@@ -154,17 +130,15 @@ def read_headers(file: Path) -> list[ImageHeader] | None:
         UnreadableError: the file is broken, so that not even its series is known.
     """
     with quiet():
-        dataset = read_dataset(file, pixels=False, tags=[*_OF_FILE, *_OF_FRAMES])
+        dataset = read_dataset(file, pixels=False, tags=_TAGS)
         sop_class, modality = sop_class_of(dataset), text_of(dataset, "Modality")
         if sop_class in (*SEGMENTATION, RTSTRUCT) or modality in _NO_IMAGES:
             return []
         if value_of(dataset, "Rows") is None or value_of(dataset, "Columns") is None:
             name = UID(sop_class).name
-            if name == sop_class:  # nobody has registered it
-                return None
             if name.endswith("Image Storage"):
                 raise UnreadableError("cannot be read: its header ends too early")
-            return []
+            return None if name == sop_class else []  # nobody has registered it
         base = ImageHeader(
             file,
             modality=modality,
@@ -174,26 +148,23 @@ def read_headers(file: Path) -> list[ImageHeader] | None:
             is_capture=sop_class.startswith(SECONDARY_CAPTURE),
         )
         try:
-            fault = _fault(dataset, sop_class)
+            base = replace(base, series_number=whole_of(dataset, "SeriesNumber"))
+            rows, columns = sides_of(dataset)
+            base = replace(
+                base,
+                fault=_fault(dataset, sop_class),
+                acquisition=tuple(text_of(dataset, key) for key in ACQUISITION),
+                description=tuple(text_of(dataset, key) for key in _DESCRIPTION),
+                frame_of_reference=text_of(dataset, "FrameOfReferenceUID"),
+                rows=rows,
+                columns=columns,
+                padding=whole_of(dataset, "PixelPaddingValue"),
+                lossy=text_of(dataset, "LossyImageCompression") == "01",
+            )
             frames: list[list[Dataset]] = frame_groups(dataset) if sop_class in ENHANCED_CT else [[dataset]]
-            return [_filled_in(base, n, fault, dataset, groups) for n, groups in enumerate(frames)]
+            return [_of_frame(base, number, dataset, groups) for number, groups in enumerate(frames)]
         except UnreadableError as error:
-            return [replace(base, fault=str(error), series_number=_try_number(dataset))]
-
-
-def _try_number(dataset: Dataset) -> int | None:
-    try:
-        return whole_of(dataset, "SeriesNumber")
-    except UnreadableError:
-        return None
-
-
-def side_of(dataset: Dataset, key: str) -> int:
-    """Rows or Columns. Raises UnreadableError for a number that no scanner writes."""
-    side = whole_of(dataset, key) or 0
-    if not 1 <= side <= MAX_SIDE:
-        raise UnreadableError(f"claims to be {side} pixels wide or high; its header is damaged")
-    return side
+            return [replace(base, fault=str(error))]
 
 
 def frame_groups(dataset: Dataset) -> list[list[Dataset]]:
@@ -211,49 +182,39 @@ def frame_groups(dataset: Dataset) -> list[list[Dataset]]:
 
 def find_group(groups: Sequence[Dataset], key: str) -> Dataset:
     """The first item of the sequence `key` in the first of `groups` that has it; else the last, the file's header."""
-    for place in groups:
-        if items := items_of(place, key):
-            return items[0]
-    return groups[-1]
+    return next((items[0] for place in groups if (items := items_of(place, key))), groups[-1])
 
 
 def read_plane(groups: Sequence[Dataset]) -> Plane | None:
     """Where a frame with these functional groups lies. Raises UnreadableError where that is damaged."""
-    spacing = _numbers(find_group(groups, "PixelMeasuresSequence"), "PixelSpacing", 2)
-    orientation = _numbers(find_group(groups, "PlaneOrientationSequence"), "ImageOrientationPatient", 6)
-    position = _numbers(find_group(groups, "PlanePositionSequence"), "ImagePositionPatient", 3)
+    spacing = numbers_of(find_group(groups, "PixelMeasuresSequence"), "PixelSpacing", 2)
+    orientation = numbers_of(find_group(groups, "PlaneOrientationSequence"), "ImageOrientationPatient", 6)
+    position = numbers_of(find_group(groups, "PlanePositionSequence"), "ImagePositionPatient", 3)
     if spacing is None or orientation is None or position is None:
         return None
     return Plane(position, orientation[:3], orientation[3:], *spacing)
 
 
-def _filled_in(
-    base: ImageHeader, frame: int, fault: str, dataset: FileDataset, groups: Sequence[Dataset]
-) -> ImageHeader:
+def sides_of(dataset: Dataset) -> tuple[int, int]:
+    """Rows and columns. Raises UnreadableError for a number that no scanner writes."""
+    rows, columns = (whole_of(dataset, key) or 0 for key in ("Rows", "Columns"))
+    for side in (rows, columns):
+        if not 1 <= side <= MAX_SIDE:
+            raise UnreadableError(f"claims to be {side} pixels wide or high; its header is damaged")
+    return rows, columns
+
+
+def _of_frame(base: ImageHeader, number: int, dataset: FileDataset, groups: Sequence[Dataset]) -> ImageHeader:
     rescale = find_group(groups, "PixelValueTransformationSequence")
-    image_type = value_of(find_group(groups, "CTImageFrameTypeSequence"), "FrameType") or value_of(dataset, "ImageType")
-    image_type = [image_type] if isinstance(image_type, str) else [str(value) for value in image_type or []]
+    image_type = text_of(find_group(groups, "CTImageFrameTypeSequence"), "FrameType") or text_of(dataset, "ImageType")
     return replace(
         base,
-        frame=frame,
-        fault=fault,
-        series_number=whole_of(dataset, "SeriesNumber"),
-        acquisition=tuple(
-            text_of(dataset, key) for key in ("AcquisitionNumber", "TemporalPositionIdentifier", "AcquisitionTime")
-        ),
-        description=tuple(
-            text_of(dataset, key) for key in ("StudyInstanceUID", "SeriesDescription", "ConvolutionKernel")
-        ),
-        frame_of_reference=text_of(dataset, "FrameOfReferenceUID"),
+        frame=number,
         is_localizer="LOCALIZER" in image_type,
-        rows=side_of(dataset, "Rows"),
-        columns=side_of(dataset, "Columns"),
         plane=read_plane(groups),
         thickness=number_of(find_group(groups, "PixelMeasuresSequence"), "SliceThickness"),
         slope=number_of(rescale, "RescaleSlope"),
         intercept=number_of(rescale, "RescaleIntercept"),
-        padding=whole_of(dataset, "PixelPaddingValue"),
-        lossy=text_of(dataset, "LossyImageCompression") == "01",
     )
 
 
@@ -271,31 +232,3 @@ def _fault(dataset: FileDataset, sop_class: str) -> str:
     if items_of(dataset, "ModalityLUTSequence"):
         return "maps stored values to Hounsfield units by a table, which is not read; convert it with dcm2niix"
     return ""
-
-
-def _numbers(dataset: Dataset, key: str, count: int) -> tuple[float, ...] | None:
-    value = value_of(dataset, key)
-    if value is None:
-        return None
-    try:
-        numbers = tuple(float(number) for number in np.atleast_1d(np.asarray(value, dtype=np.float64)))
-    except (TypeError, ValueError):
-        numbers = ()
-    if not numbers and not isinstance(value, (str, bytes)) and np.size(value) == 0:
-        return None
-    if len(numbers) != count or not all(math.isfinite(number) for number in numbers):
-        raise UnreadableError("cannot be read: a position, direction or spacing of its header is damaged")
-    return numbers
-
-
-def number_of(dataset: Dataset, key: str) -> float | None:
-    numbers = _numbers(dataset, key, 1)
-    return None if numbers is None else numbers[0]
-
-
-def whole_of(dataset: Dataset, key: str) -> int | None:
-    value = value_of(dataset, key)
-    try:
-        return None if value is None else int(value)
-    except (TypeError, ValueError, OverflowError):
-        raise UnreadableError("cannot be read: an entry of its header is damaged") from None

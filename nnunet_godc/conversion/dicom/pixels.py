@@ -1,8 +1,7 @@
 """Decoding the pixels of one DICOM image, also from a damaged file, which must end neither the process nor its memory.
 
-There is one decoder for each compression, whatever else is installed. Each was fed thousands of streams with flipped
-bits and cut ends, and ended in an exception at worst. GDCM's Python bindings and liblj92 ended the process; CharLS ran
-for minutes until the sizes were checked beforehand.
+imagecodecs' decoders are called directly: pydicom picks whichever plug-in is installed, of which GDCM's and liblj92
+ended the process on damaged streams.
 """
 
 from __future__ import annotations
@@ -17,27 +16,26 @@ from numpy.typing import NDArray
 from pydicom import uid
 from pydicom.dataset import Dataset
 from pydicom.encaps import get_frame
-from pydicom.pixels.decoders.base import DecodeRunner, get_decoder
-from pydicom.pixels.utils import pixel_array
 
 from nnunet_godc.conversion.dicom.files import UnreadableError
 
 DEFLATED_FRAMES = "1.2.840.10008.1.2.8.1"  # of 2024; this pydicom does not know it yet
 _JPEG = (uid.JPEGBaseline8Bit, uid.JPEGExtended12Bit, uid.JPEGLossless, uid.JPEGLosslessSV1)
-_PLUGINS = {
-    **dict.fromkeys(_JPEG, "nnunet_godc"),  # `decode_frame` below
-    **dict.fromkeys((uid.JPEGLSLossless, uid.JPEGLSNearLossless), "pyjpegls"),
-    **dict.fromkeys(
-        (uid.JPEG2000Lossless, uid.JPEG2000, uid.HTJ2KLossless, uid.HTJ2KLosslessRPCL, uid.HTJ2K), "pylibjpeg"
-    ),
-    uid.RLELossless: "pydicom",
+_JPEG_2000 = (uid.JPEG2000Lossless, uid.JPEG2000, uid.HTJ2KLossless, uid.HTJ2KLosslessRPCL, uid.HTJ2K)
+_DECODERS = {
+    **dict.fromkeys(_JPEG, imagecodecs.jpeg8_decode),  # libjpeg-turbo 3 reads the lossless and the 12 bit one too
+    **dict.fromkeys((uid.JPEGLSLossless, uid.JPEGLSNearLossless), imagecodecs.jpegls_decode),
+    **dict.fromkeys(_JPEG_2000, imagecodecs.jpeg2k_decode),
 }
-_NATIVE = (uid.ImplicitVRLittleEndian, uid.ExplicitVRLittleEndian, uid.ExplicitVRBigEndian)
+_NATIVE = (
+    uid.ImplicitVRLittleEndian,
+    uid.ExplicitVRLittleEndian,
+    uid.ExplicitVRBigEndian,
+    uid.DeflatedExplicitVRLittleEndian,
+)
 # JPEG's start-of-frame markers (C4, C8 and CC mean something else) and JPEG-LS's.
 _START_OF_FRAME = {marker for marker in range(0xFFC0, 0xFFD0) if marker not in (0xFFC4, 0xFFC8, 0xFFCC)} | {0xFFF7}
 _END_OF_IMAGE = b"\xff\xd9"
-
-DECODER_DEPENDENCIES = dict.fromkeys(_JPEG, ("imagecodecs",))
 
 
 def decode(dataset: Dataset, frame: int, shape: tuple[int, int]) -> NDArray[Any]:
@@ -55,68 +53,81 @@ def decode(dataset: Dataset, frame: int, shape: tuple[int, int]) -> NDArray[Any]
         UnreadableError: the pixels are damaged, or in a transfer syntax that is not read.
     """
     syntax = dataset.file_meta.TransferSyntaxUID
-    if syntax not in _PLUGINS and syntax not in _NATIVE and syntax != DEFLATED_FRAMES:
+    if syntax not in (*_DECODERS, *_NATIVE, uid.RLELossless, DEFLATED_FRAMES):
         name = f" ({syntax.name})" if syntax.name != syntax else ""
         raise UnreadableError(
             f"is stored in a transfer syntax that is not read{name}; decompress it, for example with `gdcmconv --raw`"
         )
     try:
-        return _decode(dataset, syntax, frame, shape)
+        bits = int(dataset.BitsAllocated)
+        pixels = _native(dataset, frame, shape, bits) if syntax in _NATIVE else _compressed(dataset, frame, shape, bits)
+        if pixels.shape != shape or pixels.dtype.kind not in "iu":
+            raise ValueError("not the pixels that the header announces")
+        return pixels if bits == 1 else _as_stored(pixels, dataset)
     except Exception:
         # The decoders raise whatever they stumble over, and the text may quote the file.
         raise UnreadableError("cannot be decoded: its pixels are damaged") from None
 
 
-def _decode(dataset: Dataset, syntax: uid.UID, frame: int, shape: tuple[int, int]) -> NDArray[Any]:
-    count = int(dataset.get("NumberOfFrames") or 1)
-    bits = int(dataset.BitsAllocated)
-    if syntax == DEFLATED_FRAMES or (bits == 1 and syntax == uid.RLELossless):
-        stream = get_frame(dataset.PixelData, frame, number_of_frames=count)
-        return _unpacked(_inflated(stream, shape) if syntax == DEFLATED_FRAMES else _run_lengths(stream), bits, shape)
+def _native(dataset: Dataset, frame: int, shape: tuple[int, int], bits: int) -> NDArray[Any]:
+    data = dataset.PixelData
+    order = ">" if dataset.file_meta.TransferSyntaxUID == uid.ExplicitVRBigEndian else "<"
+    if order == ">" and bits < 16 and dataset["PixelData"].VR == "OW":
+        data = np.frombuffer(data, ">u2").astype("<u2").tobytes()
+    size = shape[0] * shape[1]
     if bits == 1:
-        swapped = syntax == uid.ExplicitVRBigEndian and dataset["PixelData"].VR == "OW"
-        data = np.frombuffer(dataset.PixelData, ">u2").astype("<u2").tobytes() if swapped else dataset.PixelData
-        return _bits(data, frame, count, shape)
-    if syntax.is_encapsulated and syntax != uid.RLELossless:
-        stream = get_frame(dataset.PixelData, frame, number_of_frames=count)
+        if 8 * len(data) < int(dataset.get("NumberOfFrames") or 1) * size:
+            raise ValueError("cut off")
+        # A frame begins where the one before it ends, within a byte.
+        return _unpacked(data[frame * size // 8 :], frame * size % 8, shape)
+    return np.frombuffer(data, f"{order}u{bits // 8}", size, frame * size * bits // 8).reshape(shape)
+
+
+def _compressed(dataset: Dataset, frame: int, shape: tuple[int, int], bits: int) -> NDArray[Any]:
+    syntax, size = dataset.file_meta.TransferSyntaxUID, shape[0] * shape[1]
+    stream = get_frame(dataset.PixelData, frame, number_of_frames=int(dataset.get("NumberOfFrames") or 1))
+    if syntax in _DECODERS:
         if _size(stream) != (*shape, 1):
             raise ValueError("another size than the header's: the decoder would make room for it")
         if _END_OF_IMAGE not in stream[-16:]:
             raise ValueError("cut off: decoders make up the rest")
-    pixels = pixel_array(dataset, index=frame, raw=True, decoding_plugin=_PLUGINS.get(syntax, ""))
-    if pixels.shape != shape or pixels.dtype.kind not in "iu":
-        raise ValueError("not the pixels that the header announces")
-    return pixels
-
-
-def _bits(data: bytes, frame: int, count: int, shape: tuple[int, int]) -> NDArray[np.uint8]:
-    """One frame of packed bits, which begins where the one before it ends, within a byte."""
-    size = shape[0] * shape[1]
-    if len(data) < (count * size + 7) // 8:
-        raise ValueError("cut off")
-    first, last = frame * size, (frame + 1) * size
-    packed = np.frombuffer(data, np.uint8, (last + 7) // 8 - first // 8, first // 8)
-    bits: NDArray[np.uint8] = np.unpackbits(packed, bitorder="little")[first % 8 :][:size].reshape(shape)
-    return bits
-
-
-def _unpacked(data: bytes, bits: int, shape: tuple[int, int]) -> NDArray[Any]:
-    """A frame of its own; with packed bits it begins with a byte. Writers differ in whether it is padded."""
-    size = shape[0] * shape[1]
-    if bits == 1 and len(data) >= size > 8:
+        return np.asarray(_DECODERS[syntax](stream))
+    planes = [_inflated(stream, shape)] if syntax == DEFLATED_FRAMES else _run_lengths(stream)
+    if bits > 1:
+        if syntax == DEFLATED_FRAMES:
+            return np.frombuffer(planes[0], f"<u{bits // 8}", size).reshape(shape)
+        # Run lengths hold the highest bytes of all pixels first.
+        stacked = np.stack([np.frombuffer(plane, np.uint8, size) for plane in reversed(planes)], axis=-1)
+        return stacked.view(f"<u{len(planes)}").reshape(shape)
+    data = b"".join(planes)
+    if len(data) >= size > 8:
         # Some writers leave the bits unpacked, though the header says 1.
         return np.asarray(np.frombuffer(data, np.uint8, size) != 0).astype(np.uint8).reshape(shape)
-    if bits == 1:
-        return _bits(data, 0, 1, shape)
-    pixels: NDArray[Any] = np.frombuffer(data, f"<u{bits // 8}", size).reshape(shape)
-    return pixels
+    return _unpacked(data, 0, shape)
 
 
-def _run_lengths(stream: bytes) -> bytes:
+def _unpacked(data: bytes, first: int, shape: tuple[int, int]) -> NDArray[np.uint8]:
+    """Packed bits from bit `first` on."""
+    size = shape[0] * shape[1]
+    packed = np.frombuffer(data, np.uint8, (first + size + 7) // 8)
+    return np.asarray(np.unpackbits(packed, bitorder="little")[first:][:size].reshape(shape))
+
+
+def _as_stored(pixels: NDArray[Any], dataset: Dataset) -> NDArray[Any]:
+    """Without the bits beyond those stored, which hold overlays or the sign."""
+    signed = dataset.get("PixelRepresentation") == 1
+    unused = 8 * pixels.dtype.itemsize - int(dataset.get("BitsStored") or dataset.BitsAllocated)
+    kind = np.dtype(f"{'i' if signed else 'u'}{pixels.dtype.itemsize}")
+    if unused <= 0:
+        return pixels.astype(kind, copy=False)
+    return np.asarray((pixels.astype(kind) << unused) >> unused)
+
+
+def _run_lengths(stream: bytes) -> list[bytes]:
     (count,) = struct.unpack_from("<I", stream)
     starts = struct.unpack_from(f"<{count}I", stream, 4)
     ends = (*starts[1:], len(stream))
-    return b"".join(imagecodecs.packbits_decode(stream[a:b]) for a, b in zip(starts, ends, strict=True))
+    return [bytes(imagecodecs.packbits_decode(stream[a:b])) for a, b in zip(starts, ends, strict=True)]
 
 
 def _inflated(stream: bytes, shape: tuple[int, int]) -> bytes:
@@ -144,19 +155,3 @@ def _size(stream: bytes) -> tuple[int, int, int]:
         if marker < 0xFF01 or length < 2:
             raise ValueError("no JPEG")
         place += 2 + length
-
-
-def is_available(syntax: str) -> bool:
-    """Asked by pydicom of a plug-in."""
-    return syntax in DECODER_DEPENDENCIES
-
-
-def decode_frame(stream: bytes, runner: DecodeRunner) -> bytes:
-    """pydicom's plug-in for JPEG: libjpeg-turbo 3, which reads the lossless and the 12 bit one too."""
-    pixels = imagecodecs.jpeg8_decode(stream)
-    runner.set_option("bits_allocated", 8 * pixels.dtype.itemsize)
-    return np.ascontiguousarray(pixels).tobytes()
-
-
-for _syntax in _JPEG:
-    get_decoder(_syntax).add_plugin("nnunet_godc", (__name__, "decode_frame"))

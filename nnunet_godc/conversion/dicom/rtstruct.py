@@ -20,9 +20,7 @@ from numpy.typing import NDArray
 from pydicom.dataset import Dataset, FileDataset
 from skimage.measure import grid_points_in_poly
 
-from nnunet_godc.conversion.dicom.files import UnreadableError, items_of, text_of, value_of
-from nnunet_godc.conversion.dicom.headers import whole_of
-from nnunet_godc.conversion.dicom.regions import Mask, note_frame_of_reference, note_outside
+from nnunet_godc.conversion.dicom.files import UnreadableError, items_of, text_of, value_of, whole_of
 from nnunet_godc.conversion.dicom.series import DicomSeries
 from nnunet_godc.conversion.problems import CaseError, CaseLog
 
@@ -35,10 +33,11 @@ SAME_AREA = 0.01
 _CLOSED = ("CLOSED_PLANAR", "CLOSEDPLANAR_XOR", "INTERPOLATED_PLANAR", "")
 _INSIDE = 1  # as grid_points_in_poly has it; 2 and 3 are on a corner and on an edge
 
+Mask = NDArray[np.bool_]  # (i, j, k) of the series, Fortran order
 Contour = NDArray[np.float64]  # (points, 3), voxels (i, j, k) of the series
 
 
-def read_regions(dataset: FileDataset, series: DicomSeries, notes: CaseLog) -> list[tuple[str, Callable[[], Mask]]]:
+def read_regions(dataset: FileDataset, series: DicomSeries, log: CaseLog) -> list[tuple[str, Callable[[], Mask]]]:
     """The regions' names, and what draws each on the grid of `series`; a region without contours is empty.
 
     Raises:
@@ -48,51 +47,60 @@ def read_regions(dataset: FileDataset, series: DicomSeries, notes: CaseLog) -> l
     contours: dict[int | None, list[Dataset]] = defaultdict(list)
     for drawn in items_of(dataset, "ROIContourSequence"):
         contours[whole_of(drawn, "ReferencedROINumber")] += items_of(drawn, "ContourSequence")
-    regions = []
-    for region in items_of(dataset, "StructureSetROISequence"):
-        note_frame_of_reference(text_of(region, "ReferencedFrameOfReferenceUID"), series, notes)
-        number = whole_of(region, "ROINumber")
-        regions.append((text_of(region, "ROIName") or str(number), contours.get(number, [])))
     if "ROIContourSequence" not in dataset:
         # It may be empty, but has to be there: the file was cut off before it.
         raise UnreadableError("has no contours; download it again")
+    regions: list[tuple[str, Callable[[], Mask]]] = []
+    for region in items_of(dataset, "StructureSetROISequence"):
+        number = whole_of(region, "ROINumber")
+        name = text_of(region, "ROIName") or str(number)
+        regions.append((name, partial(_drawn, name, contours.get(number, []), series, log)))
     if not regions:
         raise CaseError("the structure set names no region; export it again")
-    return [(name, partial(_drawn, name, items, series, notes)) for name, items in regions]
+    return regions
 
 
-def _drawn(name: str, items: Sequence[Dataset], series: DicomSeries, notes: CaseLog) -> Mask:
-    grid = series.grid
-    contours = _closed_contours(items, series, notes)
-    mask = np.zeros(grid.shape, np.bool_, order="F")
-    inside = [contour for contour in contours if -0.5 <= _height(contour) < grid.shape[2] - 0.5]
-    note_outside(len(contours) - len(inside), len(contours), "contours", notes)
+def _drawn(name: str, items: Sequence[Dataset], series: DicomSeries, log: CaseLog) -> Mask:
+    shape = series.grid.shape
+    contours = _closed_contours(items, series, log)
+    inside = [contour for contour in contours if -0.5 <= _height(contour) < shape[2] - 0.5]
+    note_outside(len(contours) - len(inside), len(contours), "contours", log)
+    mask = np.zeros(shape, np.bool_, order="F")
     repeated = 0
-    for k, flat in _by_slice(inside, notes).items():
-        mask[:, :, k], twice = _filled(flat, grid.shape[:2])
+    for k, flat in _by_slice(inside, log).items():
+        mask[:, :, k], twice = _filled(flat, shape[:2])
         repeated += twice
     if repeated:
-        notes.warn_once(f"{repeated} contours of {name} are stored more than once on their slice: counted once")
+        log.warn_once(f"{repeated} contours of {name} are stored more than once on their slice: counted once")
     used = np.flatnonzero(mask.any(axis=(0, 1)))
     if items and not len(used):
         raise CaseError(
             f"the {len(items)} contours of {name} enclose no voxel of the series; look at the structure set, or leave "
             "the region out of the label map"
         )
-    between = int(np.count_nonzero(np.diff(used) > 1))
-    if between:
-        notes.warn_once(f"a region of the structure set skips slices at {between} places: nothing was put there")
+    if between := int(np.count_nonzero(np.diff(used) > 1)):
+        log.warn_once(f"a region of the structure set skips slices at {between} places: nothing was put there")
     return mask
 
 
-def _closed_contours(items: Sequence[Dataset], series: DicomSeries, notes: CaseLog) -> list[Contour]:
+def note_outside(outside: int, whole: int, what: str, log: CaseLog) -> None:
+    """Warns where `outside` of `whole` voxels or contours of a region lie beside the series.
+
+    Raises:
+        CaseError: all of them do.
+    """
+    if outside and outside == whole:
+        raise CaseError(f"all {what} of a region of the DICOM mask lie beside the series; give the one it was drawn on")
+    if outside:
+        log.warn_once(f"{outside} of {whole} {what} of a region of the DICOM mask lie beside the series: left out")
+
+
+def _closed_contours(items: Sequence[Dataset], series: DicomSeries, log: CaseLog) -> list[Contour]:
     to_voxels = np.linalg.inv(series.grid.affine)
-    contours, others = [], 0
+    contours = []
     for item in items:
-        kind = text_of(item, "ContourGeometricType")
         points = _points(item)
-        if kind not in _CLOSED or len(points) < 3:
-            others += 1
+        if text_of(item, "ContourGeometricType") not in _CLOSED or len(points) < 3:
             continue
         contour = series.to_grid(points) @ to_voxels[:3, :3].T + to_voxels[:3, 3]
         if np.ptp(contour[:, 2]) > FLAT:
@@ -100,8 +108,8 @@ def _closed_contours(items: Sequence[Dataset], series: DicomSeries, notes: CaseL
                 "a contour of the structure set runs across the slices of the series; give the series it was drawn on"
             )
         contours.append(contour)
-    if others:
-        notes.warn_once(f"{others} points or open contours in a region of the structure set enclose nothing: left out")
+    if others := len(items) - len(contours):
+        log.warn_once(f"{others} points or open contours in a region of the structure set enclose nothing: left out")
     return contours
 
 
@@ -120,29 +128,27 @@ def _points(item: Dataset) -> NDArray[np.float64]:
     return points
 
 
-def _by_slice(contours: Sequence[Contour], notes: CaseLog) -> dict[int, list[Contour]]:
+def _by_slice(contours: Sequence[Contour], log: CaseLog) -> dict[int, list[Contour]]:
     """The contours of each slice: all of one plane, the nearest where several planes lie within half a slice."""
-    planes: dict[int, list[tuple[float, Contour]]] = defaultdict(list)
+    planes: dict[int, list[Contour]] = defaultdict(list)
     for contour in contours:
-        planes[int(np.floor(_height(contour) + 0.5))].append((_height(contour), contour))
+        planes[int(np.floor(_height(contour) + 0.5))].append(contour)
     chosen: dict[int, list[Contour]] = {}
-    dropped = moved = 0
+    moved = 0
     for k, candidates in planes.items():
-        nearest = min((height for height, _ in candidates), key=lambda height: abs(height - k))
-        chosen[k] = [contour for height, contour in candidates if abs(height - nearest) <= SAME_PLANE]
-        dropped += len(candidates) - len(chosen[k])
+        nearest = min(map(_height, candidates), key=lambda height: abs(height - k))
+        chosen[k] = [contour for contour in candidates if abs(_height(contour) - nearest) <= SAME_PLANE]
         moved += abs(nearest - k) > SAME_PLANE
     if moved:
-        notes.warn_once(f"contours of a region lie between slices: on {moved} slices the nearest one was taken")
-    if dropped:
-        notes.warn_once(f"{dropped} contours of a region lie between slices that have a nearer one: left out")
+        log.warn_once(f"contours of a region lie between slices: on {moved} slices the nearest one was taken")
+    if dropped := len(contours) - sum(map(len, chosen.values())):
+        log.warn_once(f"{dropped} contours of a region lie between slices that have a nearer one: left out")
     return chosen
 
 
 def _filled(contours: Sequence[Contour], shape: tuple[int, int]) -> tuple[Mask, int]:
     """What the contours of one slice enclose, shape (i, j), and how many of them repeat another one."""
-    odd = np.zeros(shape, np.bool_)
-    edge = np.zeros(shape, np.bool_)
+    odd, edge = np.zeros(shape, np.bool_), np.zeros(shape, np.bool_)
     drawn: list[NDArray[np.float64]] = []
     for contour in contours:
         corners = np.round(contour[:, :2], DECIMALS)
@@ -162,14 +168,14 @@ def _filled(contours: Sequence[Contour], shape: tuple[int, int]) -> tuple[Mask, 
 
 def _are_one(corners: NDArray[np.float64], other: NDArray[np.float64]) -> bool:
     """Whether two polygons, shape (points, 2), are the same one, from whatever start and in whatever direction."""
-    extent = np.concatenate([corners.min(axis=0) - other.min(axis=0), corners.max(axis=0) - other.max(axis=0)])
     area, other_area = _area(corners), _area(other)
-    size = np.sqrt(max(area, other_area))
-    return bool(
-        np.abs(extent).max() <= SAME_AREA * size
-        and abs(area - other_area) <= SAME_AREA * max(area, other_area)
-        and np.abs(_centroid(corners) - _centroid(other)).max() <= SAME_AREA * size
-    )
+    apart = [
+        corners.min(axis=0) - other.min(axis=0),
+        corners.max(axis=0) - other.max(axis=0),
+        _centroid(corners) - _centroid(other),
+    ]
+    largest = max(area, other_area)
+    return bool(abs(area - other_area) <= SAME_AREA * largest and np.abs(apart).max() <= SAME_AREA * np.sqrt(largest))
 
 
 def _area(corners: NDArray[np.float64]) -> float:
@@ -183,7 +189,7 @@ def _centroid(corners: NDArray[np.float64]) -> NDArray[np.float64]:
     lengths = np.linalg.norm(following - corners, axis=1)
     if not lengths.sum():
         return np.asarray(corners[0])
-    return np.asarray(((corners + following) / 2 * lengths[:, None]).sum(axis=0) / lengths.sum())
+    return np.asarray(np.average((corners + following) / 2, axis=0, weights=lengths))
 
 
 def _height(contour: Contour) -> float:

@@ -10,31 +10,30 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from pydicom.dataset import Dataset, FileDataset
 
-from nnunet_godc.conversion.dicom.files import SEGMENTATION, UnreadableError, items_of, sop_class_of, text_of, value_of
-from nnunet_godc.conversion.dicom.headers import (
-    MAX_SIDE,
-    Plane,
-    find_group,
-    frame_groups,
+from nnunet_godc.conversion.dicom.files import (
+    SEGMENTATION,
+    UnreadableError,
+    items_of,
     number_of,
-    read_plane,
-    side_of,
+    sop_class_of,
+    text_of,
+    value_of,
     whole_of,
 )
+from nnunet_godc.conversion.dicom.headers import MAX_SIDE, Plane, find_group, frame_groups, read_plane, sides_of
 from nnunet_godc.conversion.dicom.pixels import decode
-from nnunet_godc.conversion.dicom.regions import Mask, note_frame_of_reference, note_outside
+from nnunet_godc.conversion.dicom.rtstruct import Mask, note_outside
 from nnunet_godc.conversion.dicom.series import DicomSeries
-from nnunet_godc.conversion.geometry import Grid, Volume, grid_from_affine
+from nnunet_godc.conversion.geometry import Grid, Volume, grid_from_affine, resampled_to
 from nnunet_godc.conversion.problems import CaseError, CaseLog
-from nnunet_godc.conversion.resampling import resampled_to
 
 SAME_GRID = 0.05  # voxels: what rounding in headers moves a frame by
+UNEVEN = 0.1  # slices: how far a frame may lie from its place on a regular grid of its own
 HALF = 0.5  # of the largest value of a fractional segmentation
 LABELMAP = SEGMENTATION[1]
 
@@ -44,38 +43,18 @@ class _Frame:
     """One frame of a segmentation.
 
     Attributes:
-        number: in the file, from 0.
         segment: the one that it shows; None in a label map, where it may show all.
         affine: (column, row, 1) to the voxel (i, j, k) of the series, shape (3, 3).
+        shows: what gives its pixels, shape (rows, columns), where a segment is.
     """
 
-    number: int
     segment: int | None
     plane: Plane
     affine: NDArray[np.float64]
+    shows: Callable[[int], Mask]
 
 
-@dataclass(frozen=True)
-class _Segmentation:
-    """What of a file is needed to draw a segment.
-
-    Attributes:
-        threshold: the smallest stored value that belongs to a segment; None in a label map, whose values are segments.
-        between: millimetres between slices, where the file says so.
-    """
-
-    dataset: FileDataset
-    shape: tuple[int, int]
-    threshold: float | None
-    between: float | None
-
-    def pixels(self, frame: _Frame, number: int) -> Mask:
-        """Where a frame shows segment `number`, shape (rows, columns). Raises UnreadableError."""
-        stored: NDArray[Any] = decode(self.dataset, frame.number, self.shape)
-        return np.asarray(stored == number if self.threshold is None else stored >= self.threshold)
-
-
-def read_segments(dataset: FileDataset, series: DicomSeries, notes: CaseLog) -> list[tuple[str, Callable[[], Mask]]]:
+def read_segments(dataset: FileDataset, series: DicomSeries, log: CaseLog) -> list[tuple[str, Callable[[], Mask]]]:
     """The segments' labels (or numbers, without), and what draws each on the grid of `series`.
 
     A voxel belongs to a fractional segment where that is at least a half. A segmentation on another grid is resampled
@@ -91,44 +70,53 @@ def read_segments(dataset: FileDataset, series: DicomSeries, notes: CaseLog) -> 
             f"{len(groups) - len(planes)} frames of the DICOM-SEG do not say where they lie; export it again"
         )
     kind = "LABELMAP" if sop_class_of(dataset) == LABELMAP else text_of(dataset, "SegmentationType") or "BINARY"
-    threshold: float | None = 1
+    if kind not in ("BINARY", "FRACTIONAL", "LABELMAP"):
+        raise UnreadableError("cannot be read: it is damaged or not a DICOM-SEG")
+    threshold: float | None = None if kind == "LABELMAP" else 1
     if kind == "FRACTIONAL":
         threshold = HALF * (whole_of(dataset, "MaximumFractionalValue") or 1)
-        notes.repairs.append("fractional DICOM-SEG made masks: a voxel belongs to them from one half on")
-    elif kind == "LABELMAP":
-        threshold = None
-    elif kind != "BINARY":
-        raise UnreadableError("cannot be read: it is damaged or not a DICOM-SEG")
-    planes = [replace(plane, position=tuple(series.to_grid(np.array([plane.position]))[0])) for plane in planes]
-    size = side_of(dataset, "Rows") * side_of(dataset, "Columns") * len(groups)
-    pixels = value_of(dataset, "PixelData")
-    bits = size * (whole_of(dataset, "BitsAllocated") or 1)
-    if not isinstance(pixels, bytes) or (not dataset["PixelData"].is_undefined_length and 8 * len(pixels) < bits):
+        log.repairs.append("fractional DICOM-SEG made masks: a voxel belongs to them from one half on")
+    shape = sides_of(dataset)
+    pixels, bits = value_of(dataset, "PixelData"), whole_of(dataset, "BitsAllocated") or 1
+    whole = isinstance(pixels, bytes) and (
+        dataset["PixelData"].is_undefined_length or 8 * len(pixels) >= shape[0] * shape[1] * len(groups) * bits
+    )
+    if not whole:
         raise UnreadableError("is not whole; download it again")
-    shown = [None if threshold is None else _segment_of(frame) for frame in groups]
-    labels = {
+    labels = segments_of(dataset)
+    shown = [None if kind == "LABELMAP" else _segment_of(frame) for frame in groups]
+    if not labels or not {number for number in shown if number is not None} <= labels.keys():
+        raise UnreadableError("cannot be read: its frames show segments that it does not name")
+
+    def shows(frame: int, segment: int) -> Mask:
+        stored = decode(dataset, frame, shape)
+        return np.asarray(stored == segment if threshold is None else stored >= threshold)
+
+    to_voxels = np.linalg.inv(series.grid.affine)
+    frames = []
+    for number, (segment, plane) in enumerate(zip(shown, planes, strict=True)):
+        on_stack = replace(plane, position=tuple(series.to_grid(np.array([plane.position]))[0]))
+        affine = (to_voxels @ on_stack.affine(on_stack.normal))[:3][:, [0, 1, 3]]
+        frames.append(_Frame(segment, on_stack, affine, partial(shows, number)))
+    measures = find_group(groups[0], "PixelMeasuresSequence")
+    between = number_of(measures, "SpacingBetweenSlices") or number_of(measures, "SliceThickness")
+    draw = _placed
+    if not all(_is_on_grid(frame.affine, shape) for frame in frames):
+        log.warnings.append("DICOM-SEG on another grid than its series: resampled by nearest neighbour")
+        draw = partial(_resampled, between)
+    return [
+        (label, partial(draw, number, [f for f in frames if f.segment in (number, None)], series.grid, log))
+        for number, label in labels.items()
+    ]
+
+
+def segments_of(dataset: Dataset) -> dict[int, str]:
+    """The labels of a file's segments, or their numbers, by number; the background is none."""
+    return {
         number: text_of(item, "SegmentLabel") or str(number)
         for item in items_of(dataset, "SegmentSequence")
         if (number := whole_of(item, "SegmentNumber") or 0)
     }
-    if not labels or not {number for number in shown if number is not None} <= labels.keys():
-        raise UnreadableError("cannot be read: its frames show segments that it does not name")
-    note_frame_of_reference(text_of(dataset, "FrameOfReferenceUID"), series, notes)
-    frames = [
-        _Frame(number, segment, plane, _to_voxels(plane, series.grid))
-        for number, (segment, plane) in enumerate(zip(shown, planes, strict=True))
-    ]
-    measures = find_group(groups[0], "PixelMeasuresSequence")
-    between = number_of(measures, "SpacingBetweenSlices") or number_of(measures, "SliceThickness")
-    source = _Segmentation(dataset, (side_of(dataset, "Rows"), side_of(dataset, "Columns")), threshold, between)
-    draw = _placed
-    if not all(_is_on_grid(frame.affine, source.shape) for frame in frames):
-        notes.warnings.append("DICOM-SEG on another grid than its series: resampled by nearest neighbour")
-        draw = _resampled
-    return [
-        (label, partial(draw, source, number, [f for f in frames if f.segment in (number, None)], series.grid, notes))
-        for number, label in labels.items()
-    ]
 
 
 def _segment_of(groups: Sequence[Dataset]) -> int:
@@ -136,11 +124,6 @@ def _segment_of(groups: Sequence[Dataset]) -> int:
     if number is None:
         raise UnreadableError("cannot be read: a frame does not say which segment it shows")
     return number
-
-
-def _to_voxels(plane: Plane, grid: Grid) -> NDArray[np.float64]:
-    pixels = plane.affine(plane.normal)[:, [0, 1, 3]]  # (column, row, 1) to (x, y, z, 1)
-    return np.asarray(np.linalg.solve(grid.affine, pixels)[:3], np.float64)
 
 
 def _is_on_grid(affine: NDArray[np.float64], shape: tuple[int, int]) -> bool:
@@ -154,53 +137,51 @@ def _is_on_grid(affine: NDArray[np.float64], shape: tuple[int, int]) -> bool:
     )
 
 
-def _placed(source: _Segmentation, number: int, frames: Sequence[_Frame], grid: Grid, notes: CaseLog) -> Mask:
+def _placed(segment: int, frames: Sequence[_Frame], grid: Grid, log: CaseLog) -> Mask:
     """A segment whose frames lie on the series' own grid."""
     mask = np.zeros(grid.shape, np.bool_, order="F")
     outside = whole = 0
     for frame in frames:
-        rows, columns = np.nonzero(source.pixels(frame, number))
+        rows, columns = np.nonzero(frame.shows(segment))
         voxels = np.rint(frame.affine).astype(np.int64) @ np.stack([columns, rows, np.ones_like(rows)])  # (3, pixels)
         inside = ((voxels >= 0) & (voxels < np.array(grid.shape)[:, None])).all(axis=0)
         mask[tuple(voxels[:, inside])] = True
         outside += int(np.count_nonzero(~inside))
         whole += len(rows)
-    note_outside(outside, whole, "voxels", notes)
+    note_outside(outside, whole, "voxels", log)
     return mask
 
 
-def _resampled(source: _Segmentation, number: int, frames: Sequence[_Frame], grid: Grid, notes: CaseLog) -> Mask:
-    """A segment on a grid of its own: every voxel of the series takes the pixel that its centre is nearest to."""
+def _resampled(between: float | None, segment: int, frames: Sequence[_Frame], grid: Grid, log: CaseLog) -> Mask:
+    """A segment on a grid of its own: every voxel of the series takes the pixel that its centre is nearest to.
+
+    Args:
+        between: millimetres between slices, where the file says so.
+    """
     if not frames:
         return np.zeros(grid.shape, np.bool_, order="F")
-    from highdicom.spatial import get_volume_positions  # a second of imports, for few files
-
-    first = frames[0].plane
-    positions = np.array([frame.plane.position for frame in frames])
-    heights = positions @ first.normal
-    places = None
-    for hint in (source.between, None):
-        spacing, places = get_volume_positions(
-            positions.tolist(),
-            [*first.along_row, *first.along_column],
-            rtol=0.1,
-            allow_missing_positions=True,
-            allow_duplicate_positions=True,
-            spacing_hint=hint or None,
-        )
-        if places is not None:
+    lowest = min((frame.plane for frame in frames), key=lambda plane: float(plane.normal @ plane.position))
+    normal = lowest.normal
+    above = np.array([normal @ np.subtract(frame.plane.position, lowest.position) for frame in frames])
+    steps = np.diff(np.unique(np.round(above, 3)))
+    for distance in filter(None, (between, float(steps.min(initial=np.inf)))):
+        places = above / distance
+        if np.abs(places - np.rint(places)).max() < UNEVEN:
             break
-    one_size = len({(frame.plane.row_spacing, frame.plane.column_spacing) for frame in frames}) == 1
-    if places is None or spacing is None or not one_size or np.ptp(places) >= MAX_SIDE:
+    slices = np.rint(places).astype(np.int64)
+    sizes = {(frame.plane.row_spacing, frame.plane.column_spacing) for frame in frames}
+    if (
+        np.abs(places - slices).max() >= UNEVEN
+        or len(sizes) > 1
+        or not np.isfinite(distance)
+        or slices.max() >= MAX_SIDE
+    ):
         raise CaseError("the frames of the DICOM-SEG lie on no regular grid; export it on the grid of its series")
-    # In the order of heights, whichever way the library counts.
-    slices = np.rint((heights - heights.min()) / spacing).astype(np.int64)
-    rows, columns = source.shape
-    voxels = np.zeros((columns, rows, int(slices.max()) + 1), np.bool_, order="F")
+    pixels = frames[0].shows(segment)
+    voxels = np.zeros((*reversed(pixels.shape), int(slices.max()) + 1), np.bool_, order="F")
     for k, frame in zip(slices, frames, strict=True):
-        voxels[:, :, k] |= source.pixels(frame, number).T
-    lowest = frames[int(heights.argmin())].plane
-    own = grid_from_affine(voxels.shape, lowest.affine(lowest.normal * spacing), CaseLog(), what="DICOM-SEG")
+        voxels[:, :, k] |= frame.shows(segment).T
+    own = grid_from_affine(voxels.shape, lowest.affine(normal * distance), CaseLog(), what="DICOM-SEG")
     mask = np.asfortranarray(resampled_to(grid, Volume(voxels, own)) != 0)
     if voxels.any() and not mask.any():
         raise CaseError("a region of the DICOM-SEG has no voxel on the series; give the series it was drawn on")

@@ -7,6 +7,7 @@ them really lies.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,38 +26,37 @@ class Straightening:
     Attributes:
         stack: the grid on which slice k is k times the usual distance above the first.
         plane: of the first slice.
-        positions: of all slices, mm, shape (k, 3), in order along the normal.
+        heights: of all slices along the normal, mm, ascending, shape (k,).
+        aside: how far each slice lies aside from the first, in pixels along i and j, shape (k, 2).
     """
 
     stack: Grid
     plane: Plane
-    positions: NDArray[np.float64]
+    heights: NDArray[np.float64]
+    aside: NDArray[np.float64]
 
-    @property
-    def _heights(self) -> NDArray[np.float64]:
-        return np.asarray(self.positions @ self.plane.normal)
-
-    @property
-    def _aside(self) -> NDArray[np.float64]:
-        """How far each slice lies aside from the first, in pixels along i and j, shape (k, 2)."""
-        moved = self.positions - self.positions[0]
-        along = np.array([self.plane.along_row, self.plane.along_column])
-        return np.asarray(moved @ along.T / (self.plane.column_spacing, self.plane.row_spacing))
+    @classmethod
+    def of(cls, planes: Sequence[Plane], columns_and_rows: tuple[int, int]) -> Straightening:
+        """Of slices in the order of their heights."""
+        first = planes[0]
+        positions = np.array([plane.position for plane in planes], np.float64)
+        heights = positions @ first.normal
+        step = first.normal * float(np.median(np.diff(heights)))
+        stack = grid_from_affine((*columns_and_rows, len(planes)), first.affine(step), CaseLog(), what="DICOM series")
+        along = np.array([first.along_row, first.along_column])
+        aside = (positions - positions[0]) @ along.T / (first.column_spacing, first.row_spacing)
+        return cls(stack, first, heights, np.asarray(aside))
 
     def to_stack(self, points: NDArray[np.float64]) -> NDArray[np.float64]:
         """Moves points of one plane, mm, shape (points, 3), along with the slice that they lie on."""
-        heights, distance = self._heights, self.stack.spacing[2]
+        heights, distance = self.heights, self.stack.spacing[2]
         height = float(np.mean(points @ self.plane.normal))
-        nearest = int(np.abs(heights - height).argmin())
         # Beyond the ends the stack goes on at its usual distance.
-        ends = np.array([heights[0] - 1e3 * distance, *heights, heights[-1] + 1e3 * distance])
-        at = np.array([-1e3, *range(len(heights)), len(heights) - 1 + 1e3])
-        upright = heights[0] + distance * float(np.interp(height, ends, at))
-        i, j = self._aside[nearest]
-        aside = np.multiply(self.plane.along_row, i * self.plane.column_spacing) + np.multiply(
-            self.plane.along_column, j * self.plane.row_spacing
-        )
-        return np.asarray(points - aside + (upright - height) * self.plane.normal)
+        inside = float(np.clip(height, heights[0], heights[-1]))
+        place = float(np.interp(inside, heights, np.arange(len(heights)))) + (height - inside) / distance
+        aside = np.append(self.aside[np.abs(heights - height).argmin()], 0.0)
+        upright = self.plane.normal * (heights[0] + distance * place - height)
+        return np.asarray(points - self.plane.affine(self.plane.normal)[:3, :3] @ aside + upright)
 
     def resampled(self, voxels: NDArray[Any], *, nearest: bool) -> tuple[NDArray[Any], Grid]:
         """The stack's voxels, shape (i, j, k), at their true places on a right-angled grid that holds all of them.
@@ -69,32 +69,25 @@ class Straightening:
         """
         import scipy.ndimage
 
-        heights, aside, distance = self._heights, self._aside, self.stack.spacing[2]
-        low, high = np.floor(aside.min(axis=0) + 1e-6).astype(int), np.ceil(aside.max(axis=0) - 1e-6).astype(int)
-        count = round((heights[-1] - heights[0]) / distance) + 1
-        shape = (*(np.array(voxels.shape[:2]) + high - low), count)
-        lowest = voxels.min()
-        result = np.full(shape, lowest, voxels.dtype, order="F")
-        places = np.interp(heights[0] + distance * np.arange(count), heights, np.arange(len(heights)))
+        heights, distance, lowest = self.heights, self.stack.spacing[2], voxels.min()
+        low = np.floor(self.aside.min(axis=0) + 1e-6).astype(int)
+        high = np.ceil(self.aside.max(axis=0) - 1e-6).astype(int)
+        places = np.arange(heights[0], heights[-1] + distance / 2, distance)
+        shape = (*(np.array(voxels.shape[:2]) + high - low), len(places))
 
         def slice_of(k: int) -> NDArray[np.float64]:
             canvas = np.full(shape[:2], lowest, np.float64)
             canvas[: voxels.shape[0], : voxels.shape[1]] = voxels[:, :, k]
-            moved = aside[k] - low
-            if not np.any(moved):
-                return canvas
-            return np.asarray(scipy.ndimage.shift(canvas, moved, order=0 if nearest else 1, cval=float(lowest)))
+            order = 0 if nearest else 1
+            return np.asarray(scipy.ndimage.shift(canvas, self.aside[k] - low, order=order, cval=float(lowest)))
 
-        for n, place in enumerate(places):
-            if nearest:
-                values = slice_of(round(float(place)))
-            else:
-                below, share = int(place), float(place) - int(place)
-                values = slice_of(below)
-                if share:
-                    values = values * (1 - share) + slice_of(below + 1) * share
+        result = np.empty(shape, voxels.dtype, order="F")
+        for n, place in enumerate(np.interp(places, heights, np.arange(len(heights)))):
+            below, share = divmod(float(round(place) if nearest else place), 1.0)
+            values = slice_of(int(below))
+            if share:
+                values = values * (1 - share) + slice_of(int(below) + 1) * share
             result[:, :, n] = values if voxels.dtype.kind == "f" else np.rint(values)
         affine = self.plane.affine(self.plane.normal * distance)
         affine[:3, 3] += affine[:3, :2] @ low
-        grid = grid_from_affine((int(shape[0]), int(shape[1]), count), affine, CaseLog(), what="DICOM series")
-        return result, grid
+        return result, grid_from_affine(shape, affine, CaseLog(), what="DICOM series")

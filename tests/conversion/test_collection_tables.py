@@ -6,7 +6,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from nnunet_godc.conversion.case import CaseSource
-from nnunet_godc.conversion.case_tables import by_case, check_known_cases, read_spacings
+from nnunet_godc.conversion.collection import by_case, read_spacings
 from nnunet_godc.errors import UserError
 
 
@@ -43,20 +43,6 @@ def test_names_that_leave_the_folder_or_break_file_systems_are_refused(write_tab
         read_spacings(write_table(f"case,x,y,z\n{name},1,1,1\n"))
 
 
-def test_unknown_cases_are_named_with_the_nearest_that_there_is():
-    check_known_cases(["LITS_028"], ["LITS_028", "LITS_030"], where="a.csv")
-    with pytest.raises(
-        UserError, match=r"a\.csv names a case that is not there: 'LITS_28' \(did you mean LITS_028\?\)"
-    ):
-        check_known_cases(["LITS_28"], ["LITS_028", "LITS_131"], where="a.csv")
-    with pytest.raises(
-        UserError, match="names 2 cases that are not there, such as 'a'; cases are called like LITS_028"
-    ):
-        check_known_cases(["b", "a"], ["LITS_028"], where="a.csv")
-    with pytest.raises(UserError, match="not there: 'a'"):
-        check_known_cases(["a"], [], where="a.csv")
-
-
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(text=st.text(st.sampled_from('case,fold;xyz\t\r\n"0123.-'), max_size=80) | st.text() | st.binary())
 def test_whatever_a_file_holds_a_table_or_one_sentence_comes_of_it(write_table, text):
@@ -89,7 +75,9 @@ def test_a_table_may_call_cases_by_their_number_or_their_file(called, case):
 
 
 def test_names_of_no_case_or_of_one_twice_are_refused():
-    with pytest.raises(UserError, match="not there"):
-        by_case({"29": 1}, CASES, where="a.csv")
+    with pytest.raises(UserError, match=r"a case that is not there: 'LiTS_29' \(did you mean LiTS_028\?\)"):
+        by_case({"LiTS_29": 1}, CASES, where="a.csv")
+    with pytest.raises(UserError, match=r"2 cases that are not there, such as .30. \(cases are called like LiTS_028"):
+        by_case({"31": 1, "30": 1}, CASES, where="a.csv")
     with pytest.raises(UserError, match="LiTS_028 is there twice"):
         by_case({"28": 1, "LiTS_028": 2}, CASES, where="a.csv")
