@@ -51,7 +51,7 @@ def main() -> None:
     model = ("-d", "501", "-c", "2d", "-f", "0", *plans, "-tr", "nnUNetTrainerTwoSteps")
     run("nnUNetv2_predict", "-i", images, "-o", "predicted", *model, "-device", "cpu", "--disable_tta")
     assert list(Path("predicted").glob("*.nii.gz"))
-    versions = (f"{name} {version(name)}" for name in ("nnunetv2", "torch", "numpy", "pandas", "highdicom"))
+    versions = (f"{name} {version(name)}" for name in ("nnunetv2", "torch", "numpy", "pandas", "pydicom"))
     print(f"all right with Python {sys.version.split()[0]}, {', '.join(versions)}")
 
 
