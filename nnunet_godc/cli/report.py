@@ -22,7 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="RESULTS",
         help="cross-validations: nnUNet_results/DatasetXXX_Name/TRAINER__PLANS__CONFIGURATION, one or several; tables "
         "that nnunet-godc evaluate has written (measurements.csv); tables of epochs (trainer, fold, epoch, "
-        "training_loss, ...), and of volumes (case, label, reference_mm3)",
+        "training_loss, ...), and of volumes (case, label, reference_mm3); folders of nnunet-godc explain",
     )
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for the page and its tables")
     parser.add_argument("--baseline", metavar="TRAINER", help="compare every trainer with this one, and show it first")
@@ -48,5 +48,12 @@ def run(arguments: argparse.Namespace) -> int:
         )
     for folder in tables.running:
         print(f"{folder} has no validation results yet: it is in the training curves alone")
-    page = write_page_of(evaluation, arguments, epochs=tables.epochs, volumes=tables.volumes, running=tables.running)
+    page = write_page_of(
+        evaluation,
+        arguments,
+        epochs=tables.epochs,
+        volumes=tables.volumes,
+        running=tables.running,
+        explained=tables.explained,
+    )
     return show_problems([*evaluation.problems, *page.problems])

@@ -130,7 +130,7 @@ def _read(task: Task) -> _Crop:
     spacing = [float(size) for size in properties["spacing"]]
     if len(segmentations[0]) == 1 and spacing[0] >= PLANAR * max(spacing[1:]):
         spacing[0] = 1.0
-    affine = _ras_affine(properties, spacing)
+    affine = ras_affine(properties, spacing)
     boxes = [np.nonzero(np.any(segmentations, axis=0).any(axis=tuple({0, 1, 2} - {axis}))) for axis in range(3)]
     box = tuple(
         slice(max(0, int(places[0] - margin)), int(places[-1]) + margin + 1) if len(places) else slice(None)
@@ -174,7 +174,7 @@ def _read_image(path: Path, reader: type[Any]) -> NDArray[Any]:
     return np.asarray(image[0])
 
 
-def _ras_affine(properties: Mapping[str, Any], spacing: Sequence[float]) -> NDArray[np.float64]:
+def ras_affine(properties: Mapping[str, Any], spacing: Sequence[float]) -> NDArray[np.float64]:
     """(4, 4), from voxels (x, y, z) to mm to the right, front and head."""
     affine = affine_of(properties)
     if affine is None:
@@ -261,7 +261,7 @@ def _draw(crop: _Crop, task: Task, label: str, path: Path, *, small: bool = Fals
             write(
                 x,
                 top - 0.08,
-                f"{_fitted(name, column)}\n{task.scores.get((label, number), '')}",
+                f"{fitted(name, column)}\n{task.scores.get((label, number), '')}",
                 color=TEXT,
                 fontsize=9,
             )
@@ -271,7 +271,7 @@ def _draw(crop: _Crop, task: Task, label: str, path: Path, *, small: bool = Fals
             panel = figure.add_axes((box[0] / width, box[1] / height, inside / width, tall / height))
             _draw_plane(panel, crop, (prediction, value), point, part, across, axes, window)
             if small:
-                panel.text(0.02, 0.02, _fitted(name, column), color=TEXT, fontsize=8, transform=panel.transAxes,
+                panel.text(0.02, 0.02, fitted(name, column), color=TEXT, fontsize=8, transform=panel.transAxes,
                            parse_math=False)  # fmt: skip
             elif at == 0:
                 write(0.58, y + tall / 2, plane, color=FAINT, fontsize=8, ha="right", va="center")
@@ -334,7 +334,7 @@ def _draw_plane(
     for segmentation, colour, width in ((crop.reference, REFERENCE, 1.6), (prediction, PREDICTION, 1.3)):
         mask = laid(_mask(segmentation, label)[place])
         if mask.any():
-            _outline(panel, mask, extent, colour, width)
+            draw_outline(panel, mask, extent, colour, width)
     panel.set_xlim(0, size[0])
     panel.set_ylim(0, size[1])
     panel.set_aspect("equal")
@@ -343,7 +343,7 @@ def _draw_plane(
         panel.text(x, 0.98, side, color=FAINT, fontsize=7, ha=align, va="top", transform=panel.transAxes)
 
 
-def _outline(panel: Any, mask: NDArray[np.bool_], extent: tuple[float, ...], colour: str, width: float) -> None:
+def draw_outline(panel: Any, mask: NDArray[np.bool_], extent: tuple[float, ...], colour: str, width: float) -> None:
     """Along the edges of voxels, so that a single voxel is seen and nothing is smoothed."""
     from matplotlib.collections import LineCollection
 
@@ -358,7 +358,7 @@ def _outline(panel: Any, mask: NDArray[np.bool_], extent: tuple[float, ...], col
     panel.add_collection(LineCollection(segments, colors=colour, linewidths=width, capstyle="round"))
 
 
-def _fitted(name: str, inches: float) -> str:
+def fitted(name: str, inches: float) -> str:
     """Its middle left out where it is too long: names differ at their ends."""
     room = int(inches * 11)
     return name if len(name) <= room else f"{name[: room // 2 - 1]}…{name[-(room // 2) :]}"
