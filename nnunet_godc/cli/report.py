@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 from pathlib import Path
 
 from nnunet_godc.cli.evaluate import (
@@ -26,6 +27,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for the page and its tables")
     parser.add_argument("--baseline", metavar="TRAINER", help="compare every trainer with this one, and show it first")
+    parser.add_argument(
+        "--serve", action="store_true", help="then serve the page to this machine's browsers, until Ctrl-C"
+    )
     add_workers_and_patients(parser)
     add_cases(parser)
 
@@ -56,4 +60,15 @@ def run(arguments: argparse.Namespace) -> int:
         running=tables.running,
         explained=tables.explained,
     )
-    return show_problems([*evaluation.problems, *page.problems])
+    status = show_problems([*evaluation.problems, *page.problems])
+    if arguments.serve:
+        _serve(arguments.out)
+    return status
+
+
+def _serve(folder: Path) -> None:
+    from nnunet_godc.report.serve import address_of, server_of
+
+    with server_of(folder) as server, contextlib.suppress(KeyboardInterrupt):  # Ctrl-C is how one ends it
+        print(f"served at {address_of(server)} until Ctrl-C", flush=True)
+        server.serve_forever()

@@ -263,6 +263,24 @@ def write_inside_page(found: Explanation, out: Path) -> Path:
     return out / PAGE
 
 
+def write_curves_page(
+    out: Path, title: str, blocks: Sequence[Table | str], charts: Sequence[Chart], reload_seconds: int
+) -> Path:
+    """A page of text, tables and training curves that loads itself anew every so many seconds, 0 for never.
+
+    Raises:
+        UserError: as `write_page`.
+    """
+    content = ["<section class=part>", *map(_block, blocks), *_figures("live", charts), "</section>"]
+    drawn = {f"live-{chart.name}": chart for chart in charts}
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        _write(out, title, {"overview": content}, [], drawn, None, reload_seconds, figures=False)
+    except OSError as error:
+        raise _cannot_write(out, error) from error
+    return out / PAGE
+
+
 def _cannot_write(out: Path, error: OSError) -> UserError:
     where = f" ({error.filename})" if error.filename else ""
     return UserError(f"cannot write the page to {out}: {error.strerror}{where}; choose another folder")
@@ -275,6 +293,9 @@ def _write(
     inside: Sequence[tuple[InsidePart, str]],
     charts: Mapping[str, Chart],
     cases: Mapping[str, Any] | None,
+    reload_seconds: int = 0,
+    *,
+    figures: bool = True,
 ) -> None:
     """Scripts, figures and the page itself.
 
@@ -285,7 +306,8 @@ def _write(
         cases: as `_case_rows` makes them; None for a page without.
     """
     charts = {**charts, **{f"{INSIDE}-{chart.name}": chart for part, _ in inside for chart in part.charts}}
-    write_figures(list(charts.values()), out / FIGURES)
+    if figures:
+        write_figures(list(charts.values()), out / FIGURES)
     for name, script in scripts(viewer=cases is not None).items():
         with replacing(out / name) as temporary:
             temporary.write_text(script, encoding="utf-8")
@@ -297,6 +319,7 @@ def _write(
     text = json.dumps(_plain(data), ensure_ascii=False, allow_nan=False, separators=(",", ":")).replace("<", "\\u003c")
     rendered = Template((page / "page.html").read_text(encoding="utf-8")).substitute(
         title=html.escape(title),
+        reload=f'<meta http-equiv="refresh" content="{reload_seconds}">' if reload_seconds else "",
         nav="\n".join(f'<a href="#{name}">{heading}</a>' for name, heading in VIEWS.items() if shown[name]),
         style=(page / "page.css").read_text(encoding="utf-8"),
         script=(page / "page.js").read_text(encoding="utf-8"),

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import functools
-import http.server
 import io
 import shutil
 import threading
@@ -17,6 +15,7 @@ import pytest
 from PIL import Image
 
 from nnunet_godc.report.page import write_inside_page
+from nnunet_godc.report.serve import address_of, server_of
 from tests.report.conftest import HOSTILE_CASE, HOSTILE_LABEL, Study, hostile_explanation
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
@@ -255,15 +254,10 @@ def test_nothing_is_wider_than_the_screen(width: int, opened: Callable[..., Any]
 
 
 def test_it_works_served_as_well(opened: Callable[..., Any], study: Study) -> None:
-    class Quiet(http.server.SimpleHTTPRequestHandler):
-        def log_message(self, *_: object) -> None:
-            pass
-
-    handler = functools.partial(Quiet, directory=str(study.page.path.parent))
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+    with server_of(study.page.path.parent) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         try:
-            page = opened(address=f"http://127.0.0.1:{server.server_port}/")
+            page = opened(address=address_of(server))
             drawn(page)
             open_viewer(page)
         finally:

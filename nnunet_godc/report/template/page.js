@@ -45,7 +45,7 @@
       if (link.hash === "#" + chosen) link.setAttribute("aria-current", "page");
       else link.removeAttribute("aria-current");
     }
-    window.scrollTo(0, 0);
+    if (wanted) window.scrollTo(0, 0); // the page of a study loads itself anew, and stays where it is
   }
   window.addEventListener("hashchange", show);
 
