@@ -345,7 +345,8 @@ def _inside(own: InsidePart, folder: str) -> Iterable[str]:
         yield "<div class=pictures>"
         for file, (width, height), shows in own.pictures:
             source, text = html.escape(f"{folder}/{file}"), html.escape(shows)
-            yield f'<img src="{source}" width={width} height={height} alt="{text}" loading=lazy>'
+            image = f'<img src="{source}" width={width} height={height} alt="{text}" loading=lazy>'
+            yield f'<a href="{source}">{image}</a>'
         yield "</div>"
     yield "</section>"
 
