@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 import nibabel
 import numpy as np
 import torch
-from acvl_utils.cropping_and_padding.bounding_boxes import crop_and_pad_nd
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from numpy.typing import NDArray
 from torch import Tensor
@@ -63,7 +62,7 @@ def draw_offsets(
     whole = [1] * (3 - len(patch)) + patch
     lower = middle - np.array(whole) // 2
     box = [[int(start), int(start) + size] for start, size in zip(lower, whole, strict=True)]
-    sample = torch.from_numpy(crop_and_pad_nd(case.data, box, 0)).reshape(len(case.data), *patch)
+    sample = torch.from_numpy(_cropped(case.data, box)).reshape(len(case.data), *patch)
     fields: dict[int, Tensor] = {}
     with torch.no_grad(), seen_offsets(predictor.network, lambda level, own: fields.update({level: own[0]})):
         predictor.network(sample[None])
@@ -80,6 +79,14 @@ def draw_offsets(
     codes = [nibabel.aff2axcodes(affine)[2 - axis] for axis in predictor.plans_manager.transpose_forward][-2:]
     content, size = _draw(case.name, image, masks, in_plane, codes, arrows, part)
     return content, {"size": size, "levels": shown}
+
+
+def _cropped(data: NDArray[np.float32], box: list[list[int]]) -> NDArray[np.float32]:
+    """With zeros where the box is larger than the image, as nnU-Net pads it."""
+    sizes = data.shape[1:]
+    inside = tuple(slice(max(0, start), stop) for start, stop in box)
+    padding = [(max(0, -start), max(0, stop - size)) for (start, stop), size in zip(box, sizes, strict=True)]
+    return np.pad(data[(slice(None), *inside)], [(0, 0), *padding])
 
 
 def _shown_part(mask: NDArray[np.bool_], middle: Floats, spacing: list[float], box: list[list[int]]) -> Any:
