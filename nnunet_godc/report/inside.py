@@ -212,7 +212,7 @@ def _gradient_chart(own: pd.DataFrame, label: str, name: str, group: str, object
             series.append(Series(index, "line", listed(grid), listed(theory), hint=f"theory at IoU {iou:.2f}"))
     panel = Panel(
         "",
-        Axis("union of the object with its prediction (voxels)", log=True),
+        Axis("union with the prediction (voxels)", log=True),
         Axis("gradient of one voxel", log=True),
         series,
     )
@@ -238,9 +238,7 @@ def _weight_chart(own: pd.DataFrame, label: str, name: str, group: str, objects:
                 at = [cases.index(case) for case in seen["case"]]
                 series.append(Series(len(names), "points", listed(seen["union_voxels"]), listed(seen["weight"]), at=at))
                 names.append(f"{loss}, {what}")
-    panel = Panel(
-        "", Axis("union of the object with its prediction (voxels)", log=True), Axis("weight", log=True), series
-    )
+    panel = Panel("", Axis("union with the prediction (voxels)", log=True), Axis("weight", log=True), series)
     note = "Each point is a patch. A batch's weights lie on a line, which its mean union shifts."
     if small:
         note += f" Left out: {small} whose union is below a voxel."
@@ -272,7 +270,7 @@ def _offsets(found: Explanation, number: int) -> Iterator[InsidePart]:
         "Offsets of each level, 0 the finest, over all taps and positions of the cases. Voxels are those of the level."
     )
     blocks: list[Any] = [
-        f"{len(found.facts['cases'])} cases, predicted as nnU-Net predicts, without mirroring.",
+        f"Cases: {len(found.facts['cases'])}, predicted as nnU-Net predicts, without mirroring.",
         Table(caption, headings, rows),
         *_at_zero_blocks(found.at_zero),
     ]

@@ -16,6 +16,7 @@ import nibabel
 import numpy as np
 from nibabel.orientations import apply_orientation, inv_ornt_aff, io_orientation
 from numpy.typing import NDArray
+from PIL import Image
 from scipy.ndimage import distance_transform_edt
 
 from nnunet_godc.evaluation.case import PLANAR, CaseProblem, Label, affine_of, read_segmentation
@@ -23,7 +24,7 @@ from nnunet_godc.evaluation.metrics import NOT_READABLE
 from nnunet_godc.replacing import replacing
 
 MARGIN_MM = 20.0  # around everything that is labelled
-MOST_VOXELS = 1_500_000  # of a case in the viewer: even of noise, 200 of them stay below 500 MB
+MOST_VOXELS = 1_000_000  # of a case in the viewer: even of noise, 200 of them stay below 500 MB
 NEAREST_MM, FARTHEST_MM = 15.0, 80.0  # a picture's reach from the point that it shows
 REFERENCE, PREDICTION = "#56B4E9", "#FF9D00"  # Okabe's and Ito's: told apart by colour-blind readers, and from any grey
 DOTS = 110  # per inch
@@ -290,8 +291,11 @@ def _draw(crop: _Crop, task: Task, label: str, path: Path, *, small: bool = Fals
             fontsize=8,
             ha="right",
         )
-    with replacing(path) as temporary:
-        figure.savefig(temporary, format="png", dpi=DOTS, metadata={"Software": None})
+    drawn = io.BytesIO()
+    figure.savefig(drawn, format="png", dpi=DOTS, metadata={"Software": None})
+    with Image.open(drawn) as picture, replacing(path) as temporary:
+        # grey levels and two colours: a palette takes less than half of the room
+        picture.convert("RGB").quantize(256, dither=Image.Dither.NONE).save(temporary, format="png")
     return round(width * DOTS), round(height * DOTS)
 
 
