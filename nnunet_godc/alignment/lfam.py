@@ -141,6 +141,16 @@ class LateralFeatureAlignment(nn.Module):
         nn.init.zeros_(self.bias)
 
     def forward(self, skip: Tensor, guide: Tensor | None = None) -> Tensor:
+        offsets, mask = self.offsets(skip, guide)
+        return deform_conv(skip, offsets, self.weight, self.bias, padding=self.padding, mask=mask)
+
+    def offsets(self, skip: Tensor, guide: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+        """Where the taps read, in voxels of the feature map, and what they are weighted by; of inputs as `forward`'s.
+
+        Returns:
+            Offsets, (B, taps * axes, ...), tap after tap, each ordered (z, y, x), or (y, x) in the plane; and the
+            modulation, (B, taps, ...), or None without.
+        """
         seen = skip if guide is None else torch.cat((skip, guide), dim=1)
         predicted = _convolve(self.offset, seen if self.depthwise is None else self.depthwise(seen))
         mask = None
@@ -149,7 +159,7 @@ class LateralFeatureAlignment(nn.Module):
             mask = 2 * torch.sigmoid(modulation)
         if self.max_offset is not None:
             predicted = self.max_offset * torch.tanh(predicted / self.max_offset)
-        return deform_conv(skip, predicted, self.weight, self.bias, padding=self.padding, mask=mask)
+        return predicted, mask
 
     def feature_map_channels(self) -> int:
         """Channels of all feature maps that this module computes."""

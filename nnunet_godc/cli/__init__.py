@@ -10,7 +10,7 @@ from types import FrameType
 from typing import NoReturn, Protocol
 
 import nnunet_godc
-from nnunet_godc.cli import convert, demo, doctor, evaluate, inspect, report, study, warm_start
+from nnunet_godc.cli import convert, demo, doctor, evaluate, explain, inspect, report, study, warm_start
 from nnunet_godc.errors import UserError
 
 
@@ -30,6 +30,7 @@ COMMANDS: dict[str, Command] = {
     "demo": demo,
     "doctor": doctor,
     "evaluate": evaluate,
+    "explain": explain,
     "inspect": inspect,
     "report": report,
     "study": study,

@@ -213,6 +213,7 @@ def write_page_of(
     epochs: pd.DataFrame | None = None,
     volumes: dict[tuple[str, str, str], float] | None = None,
     running: Sequence[Path] = (),
+    explained: Sequence[Path] = (),
 ) -> Page:
     """Writes the page beside the tables, and says where it is."""
     from nnunet_godc.report.page import write_page
@@ -225,6 +226,7 @@ def write_page_of(
             epochs=epochs,
             volumes=volumes,
             running=running,
+            explained=explained,
             cases=arguments.cases,
             workers=arguments.np,
             progress=show,

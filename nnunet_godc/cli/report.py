@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 from pathlib import Path
 
 from nnunet_godc.cli.evaluate import (
@@ -22,10 +23,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="RESULTS",
         help="cross-validations: nnUNet_results/DatasetXXX_Name/TRAINER__PLANS__CONFIGURATION, one or several; tables "
         "that nnunet-godc evaluate has written (measurements.csv); tables of epochs (trainer, fold, epoch, "
-        "training_loss, ...), and of volumes (case, label, reference_mm3)",
+        "training_loss, ...), and of volumes (case, label, reference_mm3); folders of nnunet-godc explain",
     )
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for the page and its tables")
     parser.add_argument("--baseline", metavar="TRAINER", help="compare every trainer with this one, and show it first")
+    parser.add_argument(
+        "--serve", action="store_true", help="then serve the page to this machine's browsers, until Ctrl-C"
+    )
     add_workers_and_patients(parser)
     add_cases(parser)
 
@@ -48,5 +52,23 @@ def run(arguments: argparse.Namespace) -> int:
         )
     for folder in tables.running:
         print(f"{folder} has no validation results yet: it is in the training curves alone")
-    page = write_page_of(evaluation, arguments, epochs=tables.epochs, volumes=tables.volumes, running=tables.running)
-    return show_problems([*evaluation.problems, *page.problems])
+    page = write_page_of(
+        evaluation,
+        arguments,
+        epochs=tables.epochs,
+        volumes=tables.volumes,
+        running=tables.running,
+        explained=tables.explained,
+    )
+    status = show_problems([*evaluation.problems, *page.problems])
+    if arguments.serve:
+        _serve(arguments.out)
+    return status
+
+
+def _serve(folder: Path) -> None:
+    from nnunet_godc.report.serve import address_of, server_of
+
+    with server_of(folder) as server, contextlib.suppress(KeyboardInterrupt):  # Ctrl-C is how one ends it
+        print(f"served at {address_of(server)} until Ctrl-C", flush=True)
+        server.serve_forever()

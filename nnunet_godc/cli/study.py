@@ -42,6 +42,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
             )
         if name == "status":
             command.add_argument("--once", action="store_true", help="print the table once and exit")
+            command.add_argument(
+                "--html", action="store_true", help="write a page with training curves instead, that renews itself"
+            )
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -128,7 +131,7 @@ def _folder(arguments: argparse.Namespace) -> Path:
 def _status(arguments: argparse.Namespace) -> int:
     from nnunet_godc.study.status import show_status
 
-    show_status(_folder(arguments), live=not arguments.once)
+    show_status(_folder(arguments), live=not arguments.once, html=arguments.html)
     return 0
 
 

@@ -15,13 +15,14 @@ _IMAGE = re.compile(r"await ([\w$]+)\.loadFromFile\(\{file:[\w$]+,name:")
 _EXPORT = re.compile(r"export\s*\{[^}]*\};?\s*$")
 
 
-def scripts() -> dict[str, str]:
-    """Their contents by the names of their files.
+def scripts(*, viewer: bool = True) -> dict[str, str]:
+    """Their contents by the names of their files; that of the viewer of volumes only where it is wanted.
 
     Raises:
         UserError: a package is not installed, or is too new to be known.
     """
-    return {PLOTLY: _read("plotly", "package_data/plotly.min.js"), NIIVUE: _niivue()}
+    plotly = {PLOTLY: _read("plotly", "package_data/plotly.min.js")}
+    return {**plotly, NIIVUE: _niivue()} if viewer else plotly
 
 
 def check_packages() -> None:

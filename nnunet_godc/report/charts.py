@@ -269,7 +269,7 @@ def _case_by_case(section: Section, methods: Sequence[Method]) -> Iterator[Chart
             both = np.flatnonzero(np.isfinite(first) & np.isfinite(own))
             if number == 0 or not len(both):
                 continue
-            points = Series(number, "points", _listed(first[both]), _listed(own[both]), at=both.tolist(), faint=True)
+            points = Series(number, "points", listed(first[both]), listed(own[both]), at=both.tolist(), faint=True)
             panels.append(Panel(name, Axis(names[0], limits=limits), Axis(name, limits=limits), [points], "diagonal"))
         subject = subject_of(question)
         choice = f"{question.label}: {units.heading}"
@@ -288,7 +288,7 @@ def _case_by_case(section: Section, methods: Sequence[Method]) -> Iterator[Chart
         for number, own in enumerate(values):
             there = np.flatnonzero(np.isfinite(own))
             jitter = number + 0.7 * ((np.arange(len(there)) * GOLDEN) % 1 - 0.5)
-            series.append(Series(number, "points", _listed(jitter), _listed(own[there]), at=there.tolist(), faint=True))
+            series.append(Series(number, "points", listed(jitter), listed(own[there]), at=there.tolist(), faint=True))
             entry = summaries[methods[number], question]
             value = (entry.median, entry.median_low, entry.median_high)
             if typical == "mean":
@@ -354,10 +354,10 @@ def _volume_chart(
         own = averaged.loc[key]
         ml, values = own["volume_ml"].to_numpy(dtype=np.float64), 100 * own["value"].to_numpy(dtype=np.float64)
         at = [number[case] for case in own.index.get_level_values("case")]
-        points.append(Series(index, "points", _listed(ml), _listed(values), at=at, faint=True))
+        points.append(Series(index, "points", listed(ml), listed(values), at=at, faint=True))
         line = smooth(np.log10(ml), values, grid)
         if np.isfinite(line).any():  # not of a few lesions
-            lines.append(Series(index, "line", _listed(10**grid), _listed(line), hint="smooth"))
+            lines.append(Series(index, "line", listed(10**grid), listed(line), hint="smooth"))
         if first is None:
             first = own["value"]
             continue
@@ -365,7 +365,7 @@ def _volume_chart(
         there = own.loc[both.index, "volume_ml"].to_numpy(dtype=np.float64)
         line = smooth(np.log10(there), both.to_numpy(dtype=np.float64), grid)
         if np.isfinite(line).any():
-            differences.append(Series(index, "line", _listed(10**grid), _listed(line), hint="smooth"))
+            differences.append(Series(index, "line", listed(10**grid), listed(line), hint="smooth"))
     if lines and subject != "Dice":
         points = []  # found or not: points on two lines tell nothing that the smooth ones do not
     limits = _limits(100 * averaged["value"].to_numpy(dtype=np.float64))
@@ -393,6 +393,6 @@ def slug(text: str) -> str:
     return re.sub(r"[^A-Za-z0-9]+", "-", text).strip("-").lower()
 
 
-def _listed(values: Any) -> list[float]:
+def listed(values: Any) -> list[float]:
     """With five significant digits, which is more than a screen shows."""
     return [float(f"{value:.5g}") for value in np.asarray(values, dtype=np.float64)]

@@ -31,12 +31,22 @@ from nnunet_godc.report.cases import Choice, case_table, choose_cases
 from nnunet_godc.report.charts import Chart, Volumes, reference_volumes, section_charts, short_names, slug
 from nnunet_godc.report.curves import curves_chart, read_logs
 from nnunet_godc.report.figures import write_figures
+from nnunet_godc.report.inside import (
+    Explanation,
+    InsidePart,
+    inside_parts,
+    read_explanation,
+    write_explanation,
+    write_pictures,
+)
 from nnunet_godc.report.views import Task, View, make_view
 from nnunet_godc.seeded_names import without_seed
 from nnunet_godc.workers import WorkerEnded, in_workers
 
 PAGE = "index.html"
 CASES = "cases"
+INSIDE = "inside"
+VIEWS = {"overview": "Overview", "cases": "Cases", "inside": "Inside the method", "notes": "Notes"}
 FIGURES = "figures"
 SENTENCES = 6  # of a list that are shown at once
 ROWS = 6  # methods in the picture of a case
@@ -62,6 +72,7 @@ def write_page(
     epochs: pd.DataFrame | None = None,
     volumes: Volumes | None = None,
     running: Sequence[Path] = (),
+    explained: Sequence[Path] = (),
     cases: int = 40,
     workers: int = 0,
     progress: Callable[[int, int], None] = lambda done, total: None,
@@ -75,6 +86,7 @@ def write_page(
         epochs: training curves, as `nnunet_godc.report.curves` reads them from tables.
         volumes: of labels in the references, where the measurements do not tell them.
         running: folders of models without results yet, whose training curves are shown with the others'.
+        explained: folders of `nnunet-godc explain`, each a part of the tab about the inside of the method.
         cases: of how many pictures are drawn, and volumes written for the viewer.
         workers: processes that do so; 0 does it in this one.
         progress: called with the number of cases that are drawn, and of those that are to be.
@@ -82,27 +94,32 @@ def write_page(
     Raises:
         UserError: a package is missing that the page needs, or `out` cannot be written to.
     """
-    others = scripts()
     sections = [part.section for part in evaluation.parts if part.section is not None]
     known = {**reference_volumes(evaluation.measurements), **(volumes or {})}
     logs = read_logs([*(result.folder for result in evaluation.results), *running])
     curves = logs if epochs is None else pd.concat([epochs, logs])
+    explanations = list(map(read_explanation, explained))
     try:
         out.mkdir(parents=True, exist_ok=True)
         choices = choose_cases(sections, baseline, cases) if evaluation.results else []
         views, problems = _write_views(choices, evaluation, sections, baseline, out / CASES, workers, progress)
         charts = _charts(evaluation, sections, known, curves, baseline)
-        write_figures([chart for own in charts.values() for chart in own], out / FIGURES)
-        for name, content in others.items():
-            with replacing(out / name) as temporary:
-                temporary.write_text(content, encoding="utf-8")
-        table = case_table(evaluation.measurements, known)
-        content = _html(evaluation, sections, charts, table, choices, views)
-        with replacing(out / PAGE) as temporary:
-            temporary.write_text(content, encoding="utf-8", newline="\n")
+        inside = []
+        for number, found in enumerate(explanations):
+            write_pictures(found, out / INSIDE / str(number))
+            inside += [(part, f"{INSIDE}/{number}") for part in inside_parts(found, number)]
+        *parts, notes = evaluation.parts
+        datasets = list(dict.fromkeys(section.cube.dataset for section in sections))
+        _write(
+            out,
+            ", ".join(datasets),
+            {"overview": _overview(parts, sections, charts), "notes": _notes(notes)},
+            inside,
+            {f"{number}-{chart.name}": chart for number, own in charts.items() for chart in own},
+            _case_rows(case_table(evaluation.measurements, known), choices, views),
+        )
     except OSError as error:
-        where = f" ({error.filename})" if error.filename else ""
-        raise UserError(f"cannot write the page to {out}: {error.strerror}{where}; choose another folder") from error
+        raise _cannot_write(out, error) from error
     shown = [view for view in views.values() if not view.problem]
     return Page(out / PAGE, len(shown), sum(not view.has_image for view in shown), problems)
 
@@ -231,31 +248,107 @@ def _ct_window(results: Results) -> tuple[float, float] | None:
     return (low - wider, high + wider) if schemes[0] == "CTNormalization" and high > low else None
 
 
-def _html(
-    evaluation: Evaluation,
-    sections: Sequence[Section],
-    charts: Mapping[int, Sequence[Chart]],
-    table: pd.DataFrame,
-    choices: Sequence[Choice],
-    views: Mapping[tuple[str, str], View],
-) -> str:
-    datasets = list(dict.fromkeys(section.cube.dataset for section in sections))
-    *parts, notes = evaluation.parts
+def write_inside_page(found: Explanation, out: Path) -> Path:
+    """A page about the inside of a model alone, beside its pictures; with its tables.
+
+    Raises:
+        UserError: as `write_page`.
+    """
+    parts = inside_parts(found, 0)
+    try:
+        write_explanation(found, out)
+        _write(out, str(found.facts["dataset"]), {}, [(part, ".") for part in parts], {}, None)
+    except OSError as error:
+        raise _cannot_write(out, error) from error
+    return out / PAGE
+
+
+def write_curves_page(
+    out: Path, title: str, blocks: Sequence[Table | str], charts: Sequence[Chart], reload_seconds: int
+) -> Path:
+    """A page of text, tables and training curves that loads itself anew every so many seconds, 0 for never.
+
+    Raises:
+        UserError: as `write_page`.
+    """
+    content = ["<section class=part>", *map(_block, blocks), *_figures("live", charts), "</section>"]
+    drawn = {f"live-{chart.name}": chart for chart in charts}
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        _write(out, title, {"overview": content}, [], drawn, None, reload_seconds, figures=False)
+    except OSError as error:
+        raise _cannot_write(out, error) from error
+    return out / PAGE
+
+
+def _cannot_write(out: Path, error: OSError) -> UserError:
+    where = f" ({error.filename})" if error.filename else ""
+    return UserError(f"cannot write the page to {out}: {error.strerror}{where}; choose another folder")
+
+
+def _write(
+    out: Path,
+    title: str,
+    content: Mapping[str, Iterable[str]],
+    inside: Sequence[tuple[InsidePart, str]],
+    charts: Mapping[str, Chart],
+    cases: Mapping[str, Any] | None,
+    reload_seconds: int = 0,
+    *,
+    figures: bool = True,
+) -> None:
+    """Scripts, figures and the page itself.
+
+    Args:
+        content: HTML of the parts "overview" and "notes".
+        inside: each with the folder of its pictures.
+        charts: by name, of the overview.
+        cases: as `_case_rows` makes them; None for a page without.
+    """
+    charts = {**charts, **{f"{INSIDE}-{chart.name}": chart for part, _ in inside for chart in part.charts}}
+    if figures:
+        write_figures(list(charts.values()), out / FIGURES)
+    for name, script in scripts(viewer=cases is not None).items():
+        with replacing(out / name) as temporary:
+            temporary.write_text(script, encoding="utf-8")
+    html_of = {"overview": "\n".join(content.get("overview", ())), "notes": "\n".join(content.get("notes", ()))}
+    html_of["inside"] = "\n".join(line for part, folder in inside for line in _inside(part, folder))
+    shown = {**html_of, "cases": "" if cases is None else "yes"}
     page = files("nnunet_godc.report") / "template"
-    data = {
-        "charts": [_chart(f"{number}-{chart.name}", chart) for number, own in charts.items() for chart in own],
-        "cases": _case_rows(table, choices, views),
-    }
+    data = {"charts": [_chart(name, chart) for name, chart in charts.items()], "cases": cases}
     text = json.dumps(_plain(data), ensure_ascii=False, allow_nan=False, separators=(",", ":")).replace("<", "\\u003c")
-    return Template((page / "page.html").read_text(encoding="utf-8")).substitute(
-        title=html.escape(", ".join(datasets)),
+    rendered = Template((page / "page.html").read_text(encoding="utf-8")).substitute(
+        title=html.escape(title),
+        reload=f'<meta http-equiv="refresh" content="{reload_seconds}">' if reload_seconds else "",
+        nav="\n".join(f'<a href="#{name}">{heading}</a>' for name, heading in VIEWS.items() if shown[name]),
         style=(page / "page.css").read_text(encoding="utf-8"),
         script=(page / "page.js").read_text(encoding="utf-8"),
-        overview="\n".join(_overview(parts, sections, charts)),
-        notes="\n".join(map(_block, notes.blocks)),
         version=html.escape(nnunet_godc.__version__),
         data=text,
+        **html_of,
     )
+    with replacing(out / PAGE) as temporary:
+        temporary.write_text(rendered, encoding="utf-8", newline="\n")
+
+
+def _notes(part: Part) -> Iterable[str]:
+    yield "<section class=part>\n<h2>Notes</h2>"
+    yield from map(_block, part.blocks)
+    yield "</section>"
+
+
+def _inside(own: InsidePart, folder: str) -> Iterable[str]:
+    yield f"<section class=part>\n<h2>{html.escape(own.part.title)}</h2>"
+    yield from map(_block, own.part.blocks)
+    yield from _figures(INSIDE, own.charts)
+    if own.pictures:
+        yield "<div class=pictures>"
+        for file, (width, height), shows in own.pictures:
+            source, text = html.escape(f"{folder}/{file}"), html.escape(shows)
+            image = f'<img src="{source}" width={width} height={height} alt="{text}" loading=lazy>'
+            yield f'<a href="{source}">{image}</a>'
+        yield "</div>"
+    yield "</section>"
 
 
 def _overview(
@@ -269,10 +362,8 @@ def _overview(
         tables = [block for block in part.blocks if isinstance(block, Table)]
         yield from map(_block, tables[:1])
         yield from (_sentences(block) for block in part.blocks if not isinstance(block, Table))
-        groups: dict[str, list[Chart]] = {}
-        for chart in charts.get(number, ()) if number is not None else ():
-            groups.setdefault(chart.group or chart.name, []).append(chart)
-        yield from (_figure(number, own) for own in groups.values())
+        if number is not None:
+            yield from _figures(number, charts.get(number, ()))
         yield from map(_block, tables[1:])
         if part.details:
             inside = "\n".join(map(_block, part.details))
@@ -295,10 +386,17 @@ def _sentences(block: Any) -> str:
     return f"{first}<details>{more}</details>"
 
 
-def _figure(number: int | None, charts: Sequence[Chart]) -> str:
+def _figures(prefix: int | str, charts: Sequence[Chart]) -> Iterable[str]:
+    groups: dict[str, list[Chart]] = {}
+    for chart in charts:
+        groups.setdefault(chart.group or chart.name, []).append(chart)
+    return (_figure(prefix, own) for own in groups.values())
+
+
+def _figure(prefix: int | str, charts: Sequence[Chart]) -> str:
     """The place of a chart, or of several of which one is chosen; the page's script draws it when it is seen."""
     first = charts[0]
-    names = " ".join(html.escape(f"{number}-{chart.name}") for chart in charts)
+    names = " ".join(html.escape(f"{prefix}-{chart.name}") for chart in charts)
     choose = ""
     if len(charts) > 1:
         options = "".join(

@@ -13,6 +13,7 @@ from nnunet_godc.evaluation import read_tables
 from nnunet_godc.evaluation.evaluate import MEASUREMENTS
 from nnunet_godc.evaluation.results import CROSS_VALIDATION
 from nnunet_godc.report.curves import is_model, is_table_of_epochs, read_table_of_epochs
+from nnunet_godc.report.inside import FACTS
 
 VOLUMES = ["case", "label", "reference_mm3"]
 
@@ -24,12 +25,14 @@ class Tables:
     running: folders of models that have no results yet.
     epochs: training curves, None without.
     volumes: of labels in the references, in ml, by dataset, case and label.
+    explained: folders that `nnunet-godc explain` has written.
     """
 
     results: Sequence[Path]
     running: Sequence[Path]
     epochs: pd.DataFrame | None
     volumes: dict[tuple[str, str, str], float]
+    explained: Sequence[Path]
 
 
 def sort_tables(paths: Sequence[Path]) -> Tables:
@@ -40,8 +43,11 @@ def sort_tables(paths: Sequence[Path]) -> Tables:
     """
     results: list[Path] = []
     running: list[Path] = []
-    epochs, volumes = [], []
+    epochs, volumes, explained = [], [], []
     for path in paths:
+        if (path / FACTS).is_file():
+            explained.append(path)
+            continue
         if (path / MEASUREMENTS).is_file():
             path = path / MEASUREMENTS
         if not path.is_file():
@@ -63,7 +69,7 @@ def sort_tables(paths: Sequence[Path]) -> Tables:
         raise UserError(f"there are no measurements{why}; give folders of results, or a measurements.csv as well")
     measured = [path for path in results if path.is_file()]
     found = _volumes(volumes, measured) if volumes and measured else {}
-    return Tables(results, running, pd.concat(epochs) if epochs else None, found)
+    return Tables(results, running, pd.concat(epochs) if epochs else None, found, explained)
 
 
 def _volumes(paths: Sequence[Path], measured: Sequence[Path]) -> dict[tuple[str, str, str], float]:

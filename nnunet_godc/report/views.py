@@ -16,6 +16,7 @@ import nibabel
 import numpy as np
 from nibabel.orientations import apply_orientation, inv_ornt_aff, io_orientation
 from numpy.typing import NDArray
+from PIL import Image
 from scipy.ndimage import distance_transform_edt
 
 from nnunet_godc.evaluation.case import PLANAR, CaseProblem, Label, affine_of, read_segmentation
@@ -23,7 +24,7 @@ from nnunet_godc.evaluation.metrics import NOT_READABLE
 from nnunet_godc.replacing import replacing
 
 MARGIN_MM = 20.0  # around everything that is labelled
-MOST_VOXELS = 1_500_000  # of a case in the viewer: even of noise, 200 of them stay below 500 MB
+MOST_VOXELS = 1_000_000  # of a case in the viewer: even of noise, 200 of them stay below 500 MB
 NEAREST_MM, FARTHEST_MM = 15.0, 80.0  # a picture's reach from the point that it shows
 REFERENCE, PREDICTION = "#56B4E9", "#FF9D00"  # Okabe's and Ito's: told apart by colour-blind readers, and from any grey
 DOTS = 110  # per inch
@@ -130,7 +131,7 @@ def _read(task: Task) -> _Crop:
     spacing = [float(size) for size in properties["spacing"]]
     if len(segmentations[0]) == 1 and spacing[0] >= PLANAR * max(spacing[1:]):
         spacing[0] = 1.0
-    affine = _ras_affine(properties, spacing)
+    affine = ras_affine(properties, spacing)
     boxes = [np.nonzero(np.any(segmentations, axis=0).any(axis=tuple({0, 1, 2} - {axis}))) for axis in range(3)]
     box = tuple(
         slice(max(0, int(places[0] - margin)), int(places[-1]) + margin + 1) if len(places) else slice(None)
@@ -174,7 +175,7 @@ def _read_image(path: Path, reader: type[Any]) -> NDArray[Any]:
     return np.asarray(image[0])
 
 
-def _ras_affine(properties: Mapping[str, Any], spacing: Sequence[float]) -> NDArray[np.float64]:
+def ras_affine(properties: Mapping[str, Any], spacing: Sequence[float]) -> NDArray[np.float64]:
     """(4, 4), from voxels (x, y, z) to mm to the right, front and head."""
     affine = affine_of(properties)
     if affine is None:
@@ -261,7 +262,7 @@ def _draw(crop: _Crop, task: Task, label: str, path: Path, *, small: bool = Fals
             write(
                 x,
                 top - 0.08,
-                f"{_fitted(name, column)}\n{task.scores.get((label, number), '')}",
+                f"{fitted(name, column)}\n{task.scores.get((label, number), '')}",
                 color=TEXT,
                 fontsize=9,
             )
@@ -271,7 +272,7 @@ def _draw(crop: _Crop, task: Task, label: str, path: Path, *, small: bool = Fals
             panel = figure.add_axes((box[0] / width, box[1] / height, inside / width, tall / height))
             _draw_plane(panel, crop, (prediction, value), point, part, across, axes, window)
             if small:
-                panel.text(0.02, 0.02, _fitted(name, column), color=TEXT, fontsize=8, transform=panel.transAxes,
+                panel.text(0.02, 0.02, fitted(name, column), color=TEXT, fontsize=8, transform=panel.transAxes,
                            parse_math=False)  # fmt: skip
             elif at == 0:
                 write(0.58, y + tall / 2, plane, color=FAINT, fontsize=8, ha="right", va="center")
@@ -290,8 +291,11 @@ def _draw(crop: _Crop, task: Task, label: str, path: Path, *, small: bool = Fals
             fontsize=8,
             ha="right",
         )
-    with replacing(path) as temporary:
-        figure.savefig(temporary, format="png", dpi=DOTS, metadata={"Software": None})
+    drawn = io.BytesIO()
+    figure.savefig(drawn, format="png", dpi=DOTS, metadata={"Software": None})
+    with Image.open(drawn) as picture, replacing(path) as temporary:
+        # grey levels and two colours: a palette takes less than half of the room
+        picture.convert("RGB").quantize(256, dither=Image.Dither.NONE).save(temporary, format="png")
     return round(width * DOTS), round(height * DOTS)
 
 
@@ -334,7 +338,7 @@ def _draw_plane(
     for segmentation, colour, width in ((crop.reference, REFERENCE, 1.6), (prediction, PREDICTION, 1.3)):
         mask = laid(_mask(segmentation, label)[place])
         if mask.any():
-            _outline(panel, mask, extent, colour, width)
+            draw_outline(panel, mask, extent, colour, width)
     panel.set_xlim(0, size[0])
     panel.set_ylim(0, size[1])
     panel.set_aspect("equal")
@@ -343,7 +347,7 @@ def _draw_plane(
         panel.text(x, 0.98, side, color=FAINT, fontsize=7, ha=align, va="top", transform=panel.transAxes)
 
 
-def _outline(panel: Any, mask: NDArray[np.bool_], extent: tuple[float, ...], colour: str, width: float) -> None:
+def draw_outline(panel: Any, mask: NDArray[np.bool_], extent: tuple[float, ...], colour: str, width: float) -> None:
     """Along the edges of voxels, so that a single voxel is seen and nothing is smoothed."""
     from matplotlib.collections import LineCollection
 
@@ -358,7 +362,7 @@ def _outline(panel: Any, mask: NDArray[np.bool_], extent: tuple[float, ...], col
     panel.add_collection(LineCollection(segments, colors=colour, linewidths=width, capstyle="round"))
 
 
-def _fitted(name: str, inches: float) -> str:
+def fitted(name: str, inches: float) -> str:
     """Its middle left out where it is too long: names differ at their ends."""
     room = int(inches * 11)
     return name if len(name) <= room else f"{name[: room // 2 - 1]}…{name[-(room // 2) :]}"

@@ -6,7 +6,8 @@ import contextlib
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from datetime import datetime
 from pathlib import Path
 
 from rich.console import Console, Group
@@ -15,12 +16,16 @@ from rich.table import Table
 from rich.text import Text
 
 from nnunet_godc.commands import duration
+from nnunet_godc.report.assets import check_packages
 from nnunet_godc.study.folder import State, current_states, read_study_folder
 from nnunet_godc.study.jobs import Job
 from nnunet_godc.study.run import refresh_jobs
 from nnunet_godc.training_log import Progress, read_progress
 
 SECONDS_BETWEEN_LOOKS = 2.0
+SECONDS_BETWEEN_PAGES = 20
+ROWS_OF_PAGE = 200
+HEADINGS = ("job", "state", "epoch", "loss", "pseudo Dice", "time left", "took")
 _COLOURS = {
     "done": "green",
     "running": "cyan",
@@ -59,12 +64,19 @@ def job_statuses(folder: Path) -> list[JobStatus]:
     return [JobStatus(job, states[job.id], _progress(job)) for job in jobs]
 
 
-def show_status(folder: Path, *, live: bool) -> None:
+def show_status(folder: Path, *, live: bool, html: bool = False) -> None:
     """Prints the table; `live` keeps it up to date on a terminal until everything has ended, or Ctrl-C.
 
+    Args:
+        html: writes a page with training curves instead, and with `live` keeps that up to date.
+
     Raises:
-        UserError: as `job_statuses`.
+        UserError: as `job_statuses`, or the page cannot be written.
     """
+    if html:
+        with contextlib.suppress(KeyboardInterrupt):
+            _show_page(folder, live=live)
+        return
     console = Console()
     statuses = job_statuses(folder)
     if not live or not console.is_terminal:
@@ -77,10 +89,52 @@ def show_status(folder: Path, *, live: bool) -> None:
         contextlib.suppress(KeyboardInterrupt),
         Live(render(folder, statuses, rows=_rows(console)), console=console, auto_refresh=False) as display,
     ):
-        while any(entry.state.status in ("running", "queued", "pending") for entry in statuses):
+        while _goes_on(statuses):
             time.sleep(SECONDS_BETWEEN_LOOKS)
             statuses = job_statuses(folder)
             display.update(render(folder, statuses, rows=_rows(console)), refresh=True)
+
+
+def _goes_on(statuses: Sequence[JobStatus]) -> bool:
+    return any(entry.state.status in ("running", "queued", "pending") for entry in statuses)
+
+
+def _show_page(folder: Path, *, live: bool) -> None:
+    check_packages()
+    statuses = job_statuses(folder)
+    print(f"open {_write_page(folder, statuses, live=live)} in a browser", flush=True)
+    while live and _goes_on(statuses):
+        time.sleep(SECONDS_BETWEEN_PAGES)
+        statuses = job_statuses(folder)
+        _write_page(folder, statuses, live=True)
+
+
+def _write_page(folder: Path, statuses: Sequence[JobStatus], *, live: bool) -> Path:
+    """The table and the curves of all trainings; it loads itself anew while something runs."""
+    # here, since they take long to import and the table in the terminal needs none of them
+    from nnunet_godc.evaluation.markup import Table as PageTable
+    from nnunet_godc.report.charts import slug
+    from nnunet_godc.report.curves import curves_chart, read_logs
+    from nnunet_godc.report.page import write_curves_page
+
+    models = dict.fromkeys(entry.job.fold_folder.parent for entry in statuses if entry.job.kind == "train")
+    epochs = read_logs(list(models))
+    charts = []
+    for dataset, own in epochs.groupby("dataset", sort=False, observed=True):
+        names = list(dict.fromkeys(own["trainer"]))
+        if chart := curves_chart(own, {name: number for number, name in enumerate(names)}, names):
+            name = f"{chart.name}-{slug(str(dataset))}"
+            charts.append(replace(chart, name=name, group="training-curves", choice=str(dataset)))
+    rows = [
+        (entry.job.id, entry.state.status, *_figures(entry), _took(entry.state))
+        for entry in _most_telling(statuses, ROWS_OF_PAGE)
+    ]
+    counts = Counter(entry.state.status for entry in statuses)
+    said = ", ".join(f"{count} {status}" for status, count in counts.items())
+    table = PageTable(f"As of {datetime.now().astimezone():%Y-%m-%d %H:%M:%S %Z}", HEADINGS, rows, text=2)
+    reasons = [reason.plain for reason in (*_reasons(statuses), *_notes(statuses))]
+    seconds = SECONDS_BETWEEN_PAGES if live and _goes_on(statuses) else 0
+    return write_curves_page(folder / "status", folder.name, [said, *reasons, table], charts, seconds)
 
 
 def render(folder: Path, statuses: Sequence[JobStatus], *, rows: int | None = None) -> Group:
@@ -92,7 +146,7 @@ def render(folder: Path, statuses: Sequence[JobStatus], *, rows: int | None = No
         rows: how many fit on the screen; of more jobs, those that are done go first, then those that wait.
     """
     table = Table(title=str(folder), title_justify="left", box=None, header_style="bold", pad_edge=False)
-    for heading in ("job", "state", "epoch", "loss", "pseudo Dice", "time left", "took"):
+    for heading in HEADINGS:
         table.add_column(heading, overflow="fold", justify="left" if heading in ("job", "state") else "right")
     shown = _most_telling(statuses, len(statuses) if rows is None else rows)
     for entry in shown:

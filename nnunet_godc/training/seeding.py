@@ -104,7 +104,7 @@ class NumberedBatches:
         self.loader.set_thread_id(worker)
 
     def __next__(self) -> Any:
-        with _random_numbers(*self.entropy, self.number):
+        with random_numbers(*self.entropy, self.number):
             batch = next(self.loader)
         self.number += max(1, self.workers)
         return batch
@@ -132,7 +132,7 @@ def _seed_all(*entropy: int) -> None:
 
 
 @contextmanager
-def _random_numbers(*entropy: int) -> Iterator[None]:
+def random_numbers(*entropy: int) -> Iterator[None]:
     """Within, this process draws from these seeds on the CPU; afterwards it goes on where it was."""
     before = random.getstate(), np.random.get_state(), torch.get_rng_state()
     for_python, for_numpy, for_torch = _seeds(entropy)

@@ -100,6 +100,15 @@ def test_validation_alone_repeats_what_training_ended_with(workspace: Any) -> No
         np.testing.assert_allclose(probabilities(folder, case), expected, atol=1e-3)
 
 
+def test_a_trained_model_is_explained(workspace: Any, tmp_path: Path) -> None:
+    model = cross_validate(workspace, "2d", OURS)[0].parent
+    workspace.run("nnunet-godc", "explain", model, SPLITS[0]["val"][0], "--out", tmp_path / "inside")
+    facts = json.loads((tmp_path / "inside" / "explain.json").read_text())
+    assert (facts["trainer"], facts["epochs"], facts["lfam"]) == (OURS, 1, True)
+    for name in ("objects", "offsets", "at_zero"):
+        assert len((tmp_path / "inside" / f"{name}.csv").read_text().splitlines()) > 2
+
+
 def test_an_ensemble_averages_what_two_configurations_predict(workspace: Any, images: Path, tmp_path: Path) -> None:
     members = []
     for configuration in ("3d_fullres", "2d"):

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import functools
-import http.server
 import io
 import shutil
 import threading
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import nibabel
@@ -15,7 +14,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.report.conftest import HOSTILE_CASE, HOSTILE_LABEL, Study
+from nnunet_godc.report.page import write_inside_page
+from nnunet_godc.report.serve import address_of, server_of
+from tests.report.conftest import HOSTILE_CASE, HOSTILE_LABEL, Study, hostile_explanation
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
@@ -79,7 +80,7 @@ def until(page: Any, condition: str) -> None:
 
 def drawn(page: Any) -> None:
     """Waits for all charts: each is drawn when it comes into view."""
-    for figure in page.locator("figure.chart").all():
+    for figure in page.locator("figure.chart:visible").all():
         figure.scroll_into_view_if_needed()
         figure.locator(".main-svg").first.wait_for()
 
@@ -157,6 +158,41 @@ def test_names_with_markup_stay_text(opened: Callable[..., Any]) -> None:
     drawn(page)
 
 
+def test_the_inside_of_the_method_is_a_part_of_the_report(opened: Callable[..., Any]) -> None:
+    page = opened("inside")
+    check_inside(page)
+    figure = page.locator("figure.chart", has_text="Gradient per voxel")
+    figure.locator("select").select_option(HOSTILE_LABEL)
+    lines = figure.locator(".panel").evaluate("(panel) => panel.data.filter((trace) => trace.mode === 'lines').length")
+    assert lines == 4
+
+
+def test_the_page_of_explain_opens_alone(browser: Any, opened: Callable[..., Any], tmp_path: Path) -> None:
+    path = write_inside_page(hostile_explanation(), tmp_path)
+    page = opened("", address=path.as_uri().removesuffix("index.html"), width=400)
+    assert page.locator("nav a").all_inner_texts() == ["Inside the method"]
+    check_inside(page)
+    assert page.evaluate("document.documentElement.scrollWidth") <= 400
+
+
+def check_inside(page: Any) -> None:
+    """Charts, tables and pictures are there, and a hostile name is text."""
+    assert page.locator("nav a[aria-current=page]").inner_text() == "Inside the method"
+    drawn(page)
+    titles = page.locator("#inside figure.chart h3").all_inner_texts()
+    assert titles == [
+        "Gradient per voxel by the size of the object",
+        "Weights of the objects of a batch",
+        "How far samples are moved",
+        "Each case with and without offsets",
+    ]
+    assert HOSTILE_LABEL in page.locator("#inside").inner_text()
+    picture = page.locator("#inside .pictures img")
+    picture.scroll_into_view_if_needed()
+    assert HOSTILE_CASE in picture.get_attribute("alt")
+    until(page, "[...document.querySelectorAll('.pictures img')].every((image) => image.naturalWidth === 40)")
+
+
 def test_everything_is_reached_and_named_without_a_mouse(opened: Callable[..., Any]) -> None:
     page = opened("")
     page.keyboard.press("Tab")
@@ -210,21 +246,18 @@ def test_text_has_contrast_in_both_themes(theme: str, opened: Callable[..., Any]
 def test_nothing_is_wider_than_the_screen(width: int, opened: Callable[..., Any]) -> None:
     page = opened(width=width)
     drawn(page)
-    for part in ("overview", "cases", "notes"):
+    for part in ("overview", "cases", "inside", "notes"):
         page.locator(f"nav a[href='#{part}']").click()
+        page.locator(f"nav a[href='#{part}'][aria-current=page]").wait_for()
+        drawn(page)
         assert page.evaluate("document.documentElement.scrollWidth") <= width
 
 
 def test_it_works_served_as_well(opened: Callable[..., Any], study: Study) -> None:
-    class Quiet(http.server.SimpleHTTPRequestHandler):
-        def log_message(self, *_: object) -> None:
-            pass
-
-    handler = functools.partial(Quiet, directory=str(study.page.path.parent))
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+    with server_of(study.page.path.parent) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         try:
-            page = opened(address=f"http://127.0.0.1:{server.server_port}/")
+            page = opened(address=address_of(server))
             drawn(page)
             open_viewer(page)
         finally:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import socket
 import subprocess
 from collections.abc import Callable
@@ -88,6 +89,34 @@ def test_what_was_finished_elsewhere_counts_as_done(study: Path, fold: Path) -> 
         update_state(study, f"{TRAINING}0", status=status, note="ended with exit status 1")
         states = {entry.job.id: entry.state.status for entry in job_statuses(study)}
         assert states[f"{TRAINING}0"] == "done"
+
+
+def test_a_page_shows_table_and_curves_and_renews_itself(
+    study: Path, fold: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    update_state(study, f"{TRAINING}0", status="running", host="elsewhere", start=0.0)
+
+    def page() -> str:
+        return (study / "status" / "index.html").read_text()
+
+    def end_the_study(seconds: float) -> None:
+        assert f'<meta http-equiv="refresh" content="{seconds:g}">' in page()
+        for number in (0, 1):
+            update_state(study, f"{TRAINING}{number}", status="failed", note="a <b>reason</b>")
+        for job in job_statuses(study):
+            if job.state.status == "pending":
+                update_state(study, job.job.id, status="not run")
+
+    monkeypatch.setattr("nnunet_godc.study.status.time.sleep", end_the_study)
+    assert main(["study", "status", str(study), "--html"]) == 0
+    assert f"open {study}/status/index.html" in capsys.readouterr().out
+    assert 'http-equiv="refresh"' not in page()  # nothing runs any more
+    assert "<td>failed</td>" in page()
+    assert "a &lt;b&gt;reason" in page()
+    (data,) = re.findall('id="data">(.*?)</script>', page())
+    (chart,) = json.loads(data)["charts"]
+    assert [panel["title"] for panel in chart["panels"]] == ["training loss", "pseudo Dice (%)", "seconds per epoch"]
+    assert chart["panels"][1]["series"][0]["y"] == [50]
 
 
 def test_what_was_deleted_is_to_be_made_again(study: Path) -> None:

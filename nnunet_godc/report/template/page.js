@@ -31,19 +31,21 @@
 
   // ---- parts of the page ----------------------------------------------------------------------------------------
 
-  const views = [...document.querySelectorAll(".view")];
   const links = [...document.querySelectorAll("nav a")];
+  const isLinked = (view) => links.some((link) => link.hash === "#" + view.id);
+  for (const view of document.querySelectorAll(".view")) if (!isLinked(view)) view.remove();
+  const views = [...document.querySelectorAll(".view")];
 
   function show() {
     const wanted = location.hash.slice(1);
     if (wanted === "main") return;
-    const chosen = views.some((view) => view.id === wanted) ? wanted : "overview";
+    const chosen = views.some((view) => view.id === wanted) ? wanted : views[0].id;
     for (const view of views) view.hidden = view.id !== chosen;
     for (const link of links) {
       if (link.hash === "#" + chosen) link.setAttribute("aria-current", "page");
       else link.removeAttribute("aria-current");
     }
-    window.scrollTo(0, 0);
+    if (wanted) window.scrollTo(0, 0); // the page of a study loads itself anew, and stays where it is
   }
   window.addEventListener("hashchange", show);
 
@@ -217,7 +219,7 @@
         element.on("plotly_click", (event) => {
           const at = event.points[0].customdata;
           const shown = charts.get(figure.dataset.shown);
-          if (typeof at === "number") openCase(shown.cases[at]);
+          if (typeof at === "number" && data.cases) openCase(shown.cases[at]);
         });
       }
     });
@@ -253,7 +255,7 @@
 
   // ---- cases ----------------------------------------------------------------------------------------------------
 
-  const columns = data.cases.columns;
+  const columns = data.cases ? data.cases.columns : [];
   const column = Object.fromEntries(columns.map((entry) => [entry.name, entry]));
   const value = (name, row) => {
     const own = column[name];
@@ -272,6 +274,7 @@
   const differs = (name) => column[name].codes ? column[name].entries.length > 1 : new Set(column[name].values).size > 1;
   const hasNumbers = (name) => column[name].values?.some((number) => number !== null && number !== -1);
   const visible = Object.keys(HEADINGS).filter((name) => {
+    if (!column[name]) return false;
     if (["case", "trainer", "label"].includes(name)) return true;
     return column[name].codes ? differs(name) : hasNumbers(name);
   });
@@ -549,8 +552,10 @@
 
   setTheme(prefersDark.matches);
   show();
-  startFilters();
-  startTable();
-  startGallery();
+  if (data.cases) {
+    startFilters();
+    startTable();
+    startGallery();
+  }
   window.addEventListener("load", () => setTimeout(startCharts)); // the page is there before the large script
 })();
