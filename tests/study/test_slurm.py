@@ -219,7 +219,8 @@ def test_a_training_preempted_by_a_partition_of_higher_priority_goes_on_afterwar
         pytest.skip("the cluster has no partition `urgent` that preempts the others")
     training = half_trained.slurm_id("train")
     node = ask("squeue", "--noheader", "--format=%N", "--jobs", training).strip()
-    urgent = ask("sbatch", "--parsable", "--partition=urgent", f"--nodelist={node}", "--exclusive", "--wrap=sleep 5")
+    options = ("--parsable", "--partition=urgent", f"--nodelist={node}", "--exclusive", "--output=/dev/null")
+    urgent = ask("sbatch", *options, "--wrap=sleep 5")
     wait_until(lambda: "RUNNING" in ask("squeue", "--noheader", "--format=%T", "--jobs", urgent.strip()), seconds=60)
     assert half_trained.statuses() == {"train": "queued", "predict": "queued"}
     assert half_trained.wait() == {"train": "done", "predict": "done"}
