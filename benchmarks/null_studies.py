@@ -12,7 +12,7 @@ import numpy as np
 from _measure import parse_cpu_arguments, write_report
 
 from nnunet_godc.evaluation import metrics
-from nnunet_godc.evaluation.cube import Cube, Method, Question
+from nnunet_godc.evaluation.cube import Cube, Endpoint, Method
 from nnunet_godc.evaluation.inference import compare_methods
 
 METRICS = (
@@ -37,7 +37,7 @@ def draw_study(random: np.random.Generator, labels: int, asked: int) -> Cube:
         dataset="Dataset501_LiTS",
         cross_validated=True,
         methods=(Method("3d_fullres", "nnUNetPlans", "A"), Method("3d_fullres", "nnUNetPlans", "B")),
-        questions=tuple(Question(f"label {label}", metric) for label in range(labels) for metric in METRICS[:asked]),
+        endpoints=tuple(Endpoint(f"label {label}", metric) for label in range(labels) for metric in METRICS[:asked]),
         label_columns=(),
         patients=tuple(f"patient {number}" for number in range(PATIENTS)),
         cases=tuple(map(str, range(PATIENTS))),

@@ -34,7 +34,7 @@ from _measured_training import LEFT_DEVICE, MEASUREMENT, PREVIOUS
 from nnunet_godc import trainers
 from nnunet_godc.commands import duration, find_command, run_visibly, small_environment
 from nnunet_godc.errors import UserError
-from nnunet_godc.shrunken_plans import write_shrunken_plans
+from nnunet_godc.plans import write_shrunken_plans
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 STOCK = "nnUNetTrainer"

@@ -12,7 +12,7 @@ import numpy as np
 from _measure import parse_cpu_arguments, write_report
 
 from nnunet_godc.evaluation.bootstrap import ratios
-from nnunet_godc.evaluation.cube import Cube, Method, Question
+from nnunet_godc.evaluation.cube import Cube, Endpoint, Method
 from nnunet_godc.evaluation.inference import crossed_intervals, training_spread
 
 PATIENTS = 60
@@ -36,7 +36,7 @@ def draw(
         dataset="",
         cross_validated=folds > 1,
         methods=tuple(Method("", "", name) for name in "AB"),
-        questions=tuple(Question(str(number), "Dice") for number in range(studies)),
+        endpoints=tuple(Endpoint(str(number), "Dice") for number in range(studies)),
         label_columns=(),
         patients=tuple(map(str, range(PATIENTS))),
         cases=tuple(map(str, range(PATIENTS))),

@@ -6,8 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from nnunet_godc.atomic_write import atomic_write
 from nnunet_godc.errors import UserError
-from nnunet_godc.replacing import replacing
 
 
 def read_json(path: Path, *, missing: str) -> Any:
@@ -30,5 +30,5 @@ def read_json(path: Path, *, missing: str) -> Any:
 def write_json(path: Path, content: Any) -> None:
     """Write `content`, with sorted keys: equal content gives equal bytes."""
     text = json.dumps(content, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
-    with replacing(path) as temporary:
+    with atomic_write(path) as temporary:
         temporary.write_text(text, encoding="utf-8")

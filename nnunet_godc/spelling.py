@@ -11,7 +11,7 @@ _TRAINER_PREFIX = "nnunettrainer"  # in lower case: mistaken capitals are the co
 _CUTOFF = 0.7
 
 
-def nearest_trainer_name(misspelt: str, known: Iterable[str]) -> str | None:
+def closest_trainer(misspelt: str, known: Iterable[str]) -> str | None:
     """The name that `misspelt` most likely meant; None if none is near, or it is no trainer's name at all.
 
     It is one of `known` or a combination of parts (see `combined_names`). Only what follows `nnUNetTrainer` is
@@ -37,12 +37,12 @@ def nearest_trainer_name(misspelt: str, known: Iterable[str]) -> str | None:
 @cache
 def point_out_misspelling(misspelt: str, known: frozenset[str]) -> None:
     """Names the nearest of `known` on stderr, if one is near; once for each name, however often nnU-Net looks."""
-    nearest = nearest_trainer_name(misspelt, known)
+    nearest = closest_trainer(misspelt, known)
     if nearest is not None:
         print(f"nnunet-godc knows no trainer called {misspelt}; did you mean {nearest}?", file=sys.stderr)
 
 
-def nearest_name(misspelt: str, known: Iterable[str]) -> str | None:
+def closest_match(misspelt: str, known: Iterable[str]) -> str | None:
     """The one of `known` that `misspelt` most likely meant, without regard to case; None if none is near."""
     names = {name.lower(): name for name in sorted(known)}
     nearest = get_close_matches(misspelt.lower(), names, n=1, cutoff=_CUTOFF)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from nnunet_godc.errors import UserError
-from nnunet_godc.spelling import nearest_name
+from nnunet_godc.spelling import closest_match
 
 LARGEST = 2**24  # bytes: a hundred thousand cases; more is some other file, given by mistake
 SEPARATORS = ",;\t"  # spreadsheets write ';' where the comma is the decimal mark
@@ -124,7 +124,7 @@ def _checked_header(path: Path, names: list[str], required: Sequence[str], optio
         raise UserError(f"{path} has no header; its first line has to be {_header(required)}")
     for name, column in zip(names, columns, strict=True):
         if column not in known:
-            nearest = nearest_name(column, known)
+            nearest = closest_match(column, known)
             meant = f"did you mean {nearest}?" if nearest else f"known are {', '.join(known)}"
             raise UserError(f"{path}: unknown column {shortened(name)} in the header; {meant}")
         if columns.count(column) > 1:

@@ -1,6 +1,6 @@
 import pytest
 
-from nnunet_godc.spelling import nearest_name, nearest_trainer_name, point_out_misspelling
+from nnunet_godc.spelling import closest_match, closest_trainer, point_out_misspelling
 
 KNOWN = frozenset(
     {
@@ -30,12 +30,12 @@ KNOWN = frozenset(
     ],
 )
 def test_the_name_that_was_meant_is_the_nearest(misspelt: str, meant: str):
-    assert nearest_trainer_name(misspelt, KNOWN) == meant
+    assert closest_trainer(misspelt, KNOWN) == meant
 
 
 @pytest.mark.parametrize("other", ["nnUNetTrainerVanillaAdam", "nnUNetTrainerCELoss", "__path__", "GODC", ""])
 def test_names_of_other_things_have_no_nearest(other: str):
-    assert nearest_trainer_name(other, KNOWN) is None
+    assert closest_trainer(other, KNOWN) is None
 
 
 def test_a_misspelling_is_pointed_out_once(capsys: pytest.CaptureFixture[str]):
@@ -51,4 +51,4 @@ def test_a_misspelling_is_pointed_out_once(capsys: pytest.CaptureFixture[str]):
     [("patiant", "patient"), ("PATIENT", "patient"), ("Lits_28", "LITS_028"), ("colour", None), ("", None)],
 )
 def test_nearest_name_of_any_kind(misspelt, meant):
-    assert nearest_name(misspelt, ["LITS_028", "case", "patient"]) == meant
+    assert closest_match(misspelt, ["LITS_028", "case", "patient"]) == meant

@@ -14,7 +14,7 @@ from torch.utils.checkpoint import checkpoint
 
 from nnunet_godc.alignment.lfam import LateralFeatureAlignment, LFAMConfig, ProjectedFeatureAlignment
 from nnunet_godc.alignment.skips import ADAPTERS, Skip, skips_of
-from nnunet_godc.spelling import nearest_name
+from nnunet_godc.spelling import closest_match
 
 
 class SkipAlignment(nn.Module):
@@ -249,7 +249,7 @@ def _align_named(network: nn.Module, config: LFAMConfig, skips: Sequence[Skip]) 
     known = dict(network.named_modules())
     for skip in skips:
         if skip.module not in known:
-            near = nearest_name(skip.module, known)
+            near = closest_match(skip.module, known)
             raise ValueError(
                 f"LFAM: {name} has no module {skip.module!r}{f'; did you mean {near!r}?' if near else '.'}"
             )

@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, NoReturn
 from nnunet_godc.cli import evaluate
 from nnunet_godc.errors import UserError
 from nnunet_godc.seeded_names import without_seed
-from nnunet_godc.spelling import nearest_name
+from nnunet_godc.spelling import closest_match
 
 if TYPE_CHECKING:
     from nnunet_godc.study.checks import Problem
-    from nnunet_godc.study.definition import Definition
+    from nnunet_godc.study.definition import StudyConfig
 
 WHAT = {
     "run": "run whatever of a study is not done yet",
@@ -64,7 +64,7 @@ def _run(arguments: argparse.Namespace) -> int:
     file = find_study_file(arguments.study)
     trainers: dict[str, Code] = {}
 
-    def check(read: Definition) -> Iterator[Problem]:
+    def check(read: StudyConfig) -> Iterator[Problem]:
         known = read_trainers(arguments.out or Path(read.name or file.stem))
         planners = [plans.planner for plans in read.plans if plans.planner]
         answer = look_up([without_seed(trainer) for trainer in read.trainers], planners, known)
@@ -94,7 +94,7 @@ class _Parser(argparse.ArgumentParser):
         raise ValueError(message)
 
 
-def _evaluation_problems(definition: Definition) -> Iterator[Problem]:
+def _evaluation_problems(definition: StudyConfig) -> Iterator[Problem]:
     """Problems of the options for `nnunet-godc evaluate`, which would show only once everything is trained."""
     from nnunet_godc.study.checks import Problem
     from nnunet_godc.study.planning import option_words
@@ -110,7 +110,7 @@ def _evaluation_problems(definition: Definition) -> Iterator[Problem]:
     ]
     for name, value in definition.evaluate.items():
         if name.replace("_", "-") not in known:
-            near = nearest_name(name.replace("_", "-"), known)
+            near = closest_match(name.replace("_", "-"), known)
             hint = f"did you mean {near!r}?" if near else f"known here: {', '.join(known)}."
             yield Problem(("evaluate", name), f"{name!r} is unknown; {hint}", of_key=True)
             continue

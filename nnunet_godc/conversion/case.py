@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from nnunet_godc.atomic_write import atomic_write
 from nnunet_godc.conversion.alignment import Label, LabelGrid, align_label
 from nnunet_godc.conversion.dicom import (
     DicomSeries,
@@ -34,7 +35,6 @@ from nnunet_godc.conversion.nifti import NiftiFile, nifti_header, write_nifti
 from nnunet_godc.conversion.problems import CaseError, CaseLog
 from nnunet_godc.conversion.volumes import ItkFile, VolumeFile, files_of, open_volume
 from nnunet_godc.conversion_record import RECORD_FORMAT
-from nnunet_godc.replacing import replacing
 
 NamedMasks = tuple[tuple[str, Path], ...]
 
@@ -443,13 +443,13 @@ def _counts_and_sums(label: LabelArray, voxels: NDArray[Any]) -> tuple[NDArray[n
 
 def _write(path: Path, voxels: NDArray[Any], header: Any, settings: CaseSettings) -> str:
     compression = COMPRESSION if settings.file_ending.endswith(".gz") else None
-    with replacing(path) as temporary:
+    with atomic_write(path) as temporary:
         return write_nifti(temporary, voxels, header, compression=compression)
 
 
 def link_or_copy(source: Path, path: Path, *, link: bool = False) -> str:
     """Link `source` to `path`, or copy it where that is not possible or not wanted; says which."""
-    with replacing(path) as temporary:
+    with atomic_write(path) as temporary:
         if link:
             with contextlib.suppress(OSError):
                 os.link(source.resolve(), temporary)

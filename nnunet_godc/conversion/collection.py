@@ -16,7 +16,7 @@ from nnunet_godc.conversion.geometry import Triple
 from nnunet_godc.conversion.labels import LabelMap
 from nnunet_godc.conversion.problems import Problem
 from nnunet_godc.errors import UserError
-from nnunet_godc.spelling import nearest_name
+from nnunet_godc.spelling import closest_match
 from nnunet_godc.tables import Row, read_table, shortened
 
 # A case's name becomes file names: no separator, no leading dot, nothing that leaves the folder.
@@ -224,7 +224,7 @@ def by_case(values: Mapping[str, Value], cases: Sequence[CaseSource], *, where: 
         several = (
             f"{len(unknown)} cases that are not there, such as" if len(unknown) > 1 else "a case that is not there:"
         )
-        nearest = nearest_name(first, [case.name for case in cases])
+        nearest = closest_match(first, [case.name for case in cases])
         meant = f"did you mean {nearest}?" if nearest else f"cases are called like {cases[0].name}"
         raise UserError(f"{where} names {several} {shortened(first)} ({meant}); correct the names or take them out")
     return found

@@ -11,13 +11,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from nnunet_godc.atomic_write import atomic_write
 from nnunet_godc.conversion.case import CaseSource
 from nnunet_godc.conversion.collection import case_name, check_case_name
 from nnunet_godc.conversion.dicom import SeriesChoice, is_dicom, patient_of
 from nnunet_godc.conversion.files import VOLUME_ENDINGS, ending_of, visible_files
 from nnunet_godc.conversion.problems import Problem, listed
 from nnunet_godc.errors import UserError
-from nnunet_godc.replacing import replacing
 from nnunet_godc.tables import Row, read_table
 
 PLACEHOLDER = re.compile(r"\{(case|patient|label)\}|\*\*/|\*|\?")
@@ -219,7 +219,7 @@ def write_keys(
         lines.append((name, patient, "test" if test else "train", image, mask))
     lines += [(name, "", "", image, "") for image, name in absent.items()]
     try:
-        with replacing(path) as temporary:
+        with atomic_write(path) as temporary:
             temporary.touch(mode=0o600, exist_ok=False)
             with temporary.open("w", encoding="utf-8", newline="") as file:
                 csv.writer(file).writerows(lines)

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, Field, ValidationError
 from scipy.ndimage import maximum_filter
 
+from nnunet_godc.atomic_write import atomic_write
 from nnunet_godc.conversion.files import is_hidden
 from nnunet_godc.conversion.geometry import Volume
 from nnunet_godc.conversion.labels import LabelMap, read_label
@@ -26,7 +27,6 @@ from nnunet_godc.conversion.volumes import open_volume
 from nnunet_godc.conversion_record import RECORD, read_record
 from nnunet_godc.errors import UserError
 from nnunet_godc.json_files import read_json
-from nnunet_godc.replacing import replacing
 
 WINDOW = (-160.0, 240.0)  # HU: level 40, width 400
 TUMOUR_NAMES = ("tumour", "tumor", "lesion", "cancer")
@@ -110,7 +110,7 @@ def write_preview(dataset: Path, out: Path, *, columns: int | None = None) -> tu
             problems.append(f"{name}: {error}")
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        with replacing(out) as temporary:
+        with atomic_write(out) as temporary:
             sheet.figure.savefig(temporary, format="png", facecolor=BACKGROUND)
     except OSError as error:
         reason = error.strerror or "unknown reason"

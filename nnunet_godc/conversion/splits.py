@@ -7,8 +7,8 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
+from nnunet_godc.atomic_write import atomic_write
 from nnunet_godc.errors import UserError
-from nnunet_godc.replacing import replacing
 
 SPLITS = "splits_final.json"
 
@@ -82,7 +82,7 @@ def place_splits(target: Path, *, overwrite: bool) -> str:
         if there.exists() and there.read_bytes() != folds and not overwrite:
             return f"folds: {target / SPLITS}; {there} has others and was left alone (--overwrite replaces it)"
         there.parent.mkdir(parents=True, exist_ok=True)
-        with replacing(there) as temporary:
+        with atomic_write(there) as temporary:
             temporary.write_bytes(folds)
     except OSError as error:
         raise UserError(

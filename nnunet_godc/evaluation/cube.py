@@ -29,7 +29,7 @@ class Method:
 
 
 @dataclass(frozen=True)
-class Question:
+class Endpoint:
     """A column of a table; `bin` is that of the lesions' volumes, "" where whole cases are measured."""
 
     label: str
@@ -76,7 +76,7 @@ class Cube:
     dataset: str
     cross_validated: bool
     methods: tuple[Method, ...]
-    questions: tuple[Question, ...]
+    endpoints: tuple[Endpoint, ...]
     label_columns: tuple[tuple[int, ...], ...]
     patients: tuple[str, ...]
     cases: tuple[str, ...]
@@ -93,7 +93,7 @@ class Cube:
 
         Taken before averaging: an average over trainings comes nearer to zero than each of them.
         """
-        at_zero = [k for k, question in enumerate(self.measured_questions) if better(question.metric) == "zero"]
+        at_zero = [k for k, endpoint in enumerate(self.measured_questions) if better(endpoint.metric) == "zero"]
         if not at_zero:
             return self.values
         compared = self.values.copy()
@@ -101,8 +101,8 @@ class Cube:
         return compared
 
     @property
-    def measured_questions(self) -> tuple[Question, ...]:
-        return self.questions[len(self.label_columns) :]
+    def measured_questions(self) -> tuple[Endpoint, ...]:
+        return self.endpoints[len(self.label_columns) :]
 
     def side(self, method: int, values: Floats) -> Side:
         """One method, with the trainings of each case averaged.
@@ -188,7 +188,7 @@ def cubes(measurements: pd.DataFrame, lesion_bins_ml: Sequence[float]) -> list[C
             rows = rows[rows["metric"].isin(LESION_METRICS[:2])]
         groups = rows.groupby(["dataset", rows["fold"].notna()], sort=False, observed=True)
         found += [_cube(part, bool(cross_validated)) for (_, cross_validated), part in groups]
-    return [cube for cube in found if cube.questions]
+    return [cube for cube in found if cube.endpoints]
 
 
 def _cube(rows: pd.DataFrame, cross_validated: bool) -> Cube:
@@ -206,9 +206,9 @@ def _cube(rows: pd.DataFrame, cross_validated: bool) -> Cube:
     # What was not measured has no label and metric, and makes its case known.
     about_label = (rows["label"] != "").to_numpy()
     rows, run, unit, fold = rows[about_label], run[about_label], unit[about_label], fold[about_label]
-    question, question_names = _numbered(rows, ["label", "metric", "bin"])
-    shape = (len(run_names), len(unit_names), len(question_names))
-    place = np.ravel_multi_index((run, unit, question), shape) if len(rows) else np.zeros(0, np.int64)
+    endpoint, endpoint_names = _numbered(rows, ["label", "metric", "bin"])
+    shape = (len(run_names), len(unit_names), len(endpoint_names))
+    place = np.ravel_multi_index((run, unit, endpoint), shape) if len(rows) else np.zeros(0, np.int64)
     _check_measured_once(rows, place, fold)
     values, states = _values_and_states(rows, place, int(np.prod(shape)))
     values, states = values.reshape(shape), states.reshape(shape)
@@ -218,8 +218,8 @@ def _cube(rows: pd.DataFrame, cross_validated: bool) -> Cube:
     trainings: dict[Method, list[int]] = {}
     for index, (configuration, plans, trainer) in enumerate(run_names):
         trainings.setdefault(Method(configuration, plans, without_seed(trainer)), []).append(index)
-    questions = [Question(*name) for name in question_names]
-    over = _over_labels(questions)
+    endpoints = [Endpoint(*name) for name in endpoint_names]
+    over = _over_labels(endpoints)
     seeds = rows.groupby(run)["seed"].first()
     patients = [name[0] for name in unit_names]
     first_case = [index for index, name in enumerate(patients) if index == 0 or name != patients[index - 1]]
@@ -227,7 +227,7 @@ def _cube(rows: pd.DataFrame, cross_validated: bool) -> Cube:
         dataset=str(rows["dataset"].iloc[0]) if len(rows) else "",
         cross_validated=cross_validated,
         methods=tuple(trainings),
-        questions=(*(Question(OVER_LABELS, metric) for metric in over), *questions),
+        endpoints=(*(Endpoint(OVER_LABELS, metric) for metric in over), *endpoints),
         label_columns=tuple(over.values()),
         patients=tuple(patients[index] for index in first_case),
         cases=tuple(name[1] for name in unit_names),
@@ -240,12 +240,12 @@ def _cube(rows: pd.DataFrame, cross_validated: bool) -> Cube:
     )
 
 
-def _over_labels(questions: Sequence[Question]) -> dict[str, tuple[int, ...]]:
+def _over_labels(endpoints: Sequence[Endpoint]) -> dict[str, tuple[int, ...]]:
     """By metric, the places of the questions about several labels whose mean is a question, too."""
     columns: dict[str, list[int]] = {}
-    for index, question in enumerate(questions):
-        if not question.bin:
-            columns.setdefault(question.metric, []).append(index)
+    for index, endpoint in enumerate(endpoints):
+        if not endpoint.bin:
+            columns.setdefault(endpoint.metric, []).append(index)
     return {metric: tuple(places) for metric, places in columns.items() if len(places) > 1}
 
 

@@ -16,6 +16,7 @@ from typing import Any, Literal
 import pandas as pd
 
 import nnunet_godc
+from nnunet_godc.atomic_write import atomic_write, atomic_write_all
 from nnunet_godc.errors import UserError
 from nnunet_godc.evaluation import metrics
 from nnunet_godc.evaluation.case import METHOD, Options
@@ -27,7 +28,6 @@ from nnunet_godc.evaluation.report import PAPER, Part, Report, check_baseline, c
 from nnunet_godc.evaluation.results import Results, predicted_results, trainer_results
 from nnunet_godc.evaluation.statistics import RESAMPLES
 from nnunet_godc.evaluation.table import MODEL_COLUMNS, check_table, long_table, read_tables, write_table
-from nnunet_godc.replacing import replacing, replacing_all
 from nnunet_godc.seeded_names import without_seed
 
 Group = Literal["overlap", "surface", "lesions", "all"]
@@ -314,7 +314,7 @@ def _write_measured(measurements: pd.DataFrame, out: Path, record: Mapping[str, 
     write_table(measurements, out / MEASUREMENTS)
     if not record:
         return [out / MEASUREMENTS]
-    with replacing(out / RECORD) as temporary:
+    with atomic_write(out / RECORD) as temporary:
         temporary.write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     return [out / MEASUREMENTS, out / RECORD]
 
@@ -322,7 +322,7 @@ def _write_measured(measurements: pd.DataFrame, out: Path, record: Mapping[str, 
 def _write_report(report: Report, out: Path) -> list[Path]:
     out.mkdir(parents=True, exist_ok=True)
     paths = [out / name for name in report.files]
-    with replacing_all(paths) as temporaries:
+    with atomic_write_all(paths) as temporaries:
         for temporary, content in zip(temporaries, report.files.values(), strict=True):
             temporary.write_text(content, encoding="utf-8", newline="\n")
     return paths

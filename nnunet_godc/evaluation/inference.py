@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from nnunet_godc.evaluation.bootstrap import Floats, ratios
-from nnunet_godc.evaluation.cube import ALL_STATES, Cube, Method, Question, Side
+from nnunet_godc.evaluation.cube import ALL_STATES, Cube, Endpoint, Method, Side
 from nnunet_godc.evaluation.metrics import LESION_SENSITIVITY, NOT_MEASURED, better
 from nnunet_godc.evaluation.paired_tests import holm, sign_flip_p_values, signed_rank_p_values, wins_ties_losses
 from nnunet_godc.evaluation.statistics import (
@@ -80,7 +80,7 @@ class Summary:
     dataset: str
     cross_validated: bool
     method: Method
-    question: Question
+    endpoint: Endpoint
     patients: int
     cases: int
     undefined: dict[str, int]
@@ -121,7 +121,7 @@ class Comparison:
 
     dataset: str
     cross_validated: bool
-    question: Question
+    endpoint: Endpoint
     method: Method
     against: Method
     new_trainings: bool
@@ -171,7 +171,7 @@ class Comparison:
     @property
     def improves(self) -> bool:
         """Whether `method` has the better mean."""
-        return (self.difference > 0) == (better(self.question.metric) == "higher")
+        return (self.difference > 0) == (better(self.endpoint.metric) == "higher")
 
     @property
     def winner(self) -> Method | None:
@@ -221,7 +221,7 @@ def training_spread(cube: Cube, side: Side, values: Floats, defined: NDArray[np.
         values: (R, C, K').
         defined: (C, K').
     """
-    columns = len(cube.questions)
+    columns = len(cube.endpoints)
     if all(len(runs) < 2 for runs, _ in side.groups):
         return Spread(*np.zeros((3, columns)))
     number = np.maximum(defined.sum(axis=0), 1)
@@ -260,7 +260,7 @@ def summarise(cube: Cube, *, resamples: int, seed: int) -> list[Summary]:
         errors = ratios(totals, counts)[1]
     summaries = []
     for m, side in enumerate(sides):
-        at = slice(m * len(cube.questions), (m + 1) * len(cube.questions))
+        at = slice(m * len(cube.endpoints), (m + 1) * len(cube.endpoints))
         spread = training_spread(cube, side, cube.values, np.isfinite(side.values))
         patients = (counts[:, at] > 0).sum(axis=0)
         crossed, _, freedom = crossed_intervals(intervals.estimate[at], errors[at] ** 2, patients, spread)
@@ -269,9 +269,9 @@ def summarise(cube: Cube, *, resamples: int, seed: int) -> list[Summary]:
         high = np.where(crossing, crossed.high, intervals.high[at])
         seed_means = _seed_means(cube, m)
         most = max((len(runs) for runs, _ in side.groups), default=0)
-        for k, question in enumerate(cube.questions):
+        for k, endpoint in enumerate(cube.endpoints):
             column, own = at.start + k, k - len(cube.label_columns)
-            bounds = shown(question.metric)
+            bounds = shown(endpoint.metric)
             cases = side.values[:, own] if own >= 0 else by_patient[:, column]
             present = cases[np.isfinite(cases)]
             labels = [own] if own >= 0 else list(cube.label_columns[k])
@@ -283,7 +283,7 @@ def summarise(cube: Cube, *, resamples: int, seed: int) -> list[Summary]:
                     dataset=cube.dataset,
                     cross_validated=cube.cross_validated,
                     method=cube.methods[m],
-                    question=question,
+                    endpoint=endpoint,
                     patients=int(patients[k]),
                     cases=int(np.isfinite(side.values[:, labels]).any(axis=1).sum()),
                     undefined=_reasons(side.states[np.isnan(cases), own]) if own >= 0 else {},
@@ -306,7 +306,7 @@ def summarise(cube: Cube, *, resamples: int, seed: int) -> list[Summary]:
 
 def _detected(cube: Cube) -> NDArray[np.bool_]:
     """Which questions are shares of lesions, of which all or none is a frequent result."""
-    return np.array([question.bin != "" and question.metric == LESION_SENSITIVITY for question in cube.questions])
+    return np.array([endpoint.bin != "" and endpoint.metric == LESION_SENSITIVITY for endpoint in cube.endpoints])
 
 
 def _means(cube: Cube, totals: Floats, counts: Floats, resamples: int, seed: int) -> Interval:
@@ -343,7 +343,7 @@ def compare_methods(cube: Cube, *, baseline: str | None, resamples: int, seed: i
     compared = cube.compared
     sides = [cube.side(method, compared) for method in range(len(cube.methods))]
     found: list[list[Comparison]] = []
-    step = max(1, COLUMNS_AT_ONCE // len(cube.questions))
+    step = max(1, COLUMNS_AT_ONCE // len(cube.endpoints))
     for start in range(0, len(pairs), step):
         found += _compare(cube, compared, sides, pairs[start : start + step], resamples, seed)
     comparisons = []
@@ -373,28 +373,28 @@ def _compare(
     cube: Cube, values: Floats, sides: Sequence[Side], pairs: Sequence[tuple[int, int]], resamples: int, seed: int
 ) -> list[list[Comparison]]:
     """Of each pair every question; not corrected yet."""
-    questions = len(cube.questions)
+    endpoints = len(cube.endpoints)
     per_pair = [cube.by_patient(sides[a].values - sides[b].values) for a, b in pairs]
     totals, counts = (np.concatenate(part, axis=1) for part in zip(*per_pair, strict=True))
     means = np.divide(totals, counts, out=np.full_like(totals, np.nan), where=counts > 0)
     p_values = sign_flip_p_values(np.where(counts > 0, totals, np.nan), resamples=resamples, seed=seed)
     wilcoxon = signed_rank_p_values(means)
     effects = standardised_differences(means)
-    signs = np.array([1.0 if better(question.metric) == "higher" else -1.0 for question in cube.questions])
+    signs = np.array([1.0 if better(endpoint.metric) == "higher" else -1.0 for endpoint in cube.endpoints])
     wins, ties, losses = wins_ties_losses(means * np.tile(signs, len(pairs)))
     intervals = mean_intervals(totals, counts, resamples=resamples, seed=seed)
     errors = ratios(totals, counts)[1]
 
     found = []
     for number, (a, b) in enumerate(pairs):
-        at = slice(number * questions, (number + 1) * questions)
+        at = slice(number * endpoints, (number + 1) * endpoints)
         defined = [np.isfinite(sides[side].values) for side in (a, b)]
         both = defined[0] & defined[1]
         spread = training_spread(cube, sides[a], values, both) + training_spread(cube, sides[b], values, both)
         patients = (counts[:, at] > 0).sum(axis=0)
         crossed, crossed_p, freedom = crossed_intervals(intervals.estimate[at], errors[at] ** 2, patients, spread)
         family = []
-        for k, question in enumerate(cube.questions):
+        for k, endpoint in enumerate(cube.endpoints):
             column, own = at.start + k, k - len(cube.label_columns)
             several = bool(np.isfinite(freedom[k]))
             missing = [
@@ -407,7 +407,7 @@ def _compare(
                 Comparison(
                     dataset=cube.dataset,
                     cross_validated=cube.cross_validated,
-                    question=question,
+                    endpoint=endpoint,
                     method=cube.methods[a],
                     against=cube.methods[b],
                     new_trainings=several,

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from nnunet_godc.atomic_write import atomic_write
 from nnunet_godc.evaluation import metrics
 from nnunet_godc.evaluation.case import (
     METHOD,
@@ -28,7 +29,6 @@ from nnunet_godc.evaluation.case import (
 )
 from nnunet_godc.evaluation.lesions import Lesion, Lesions
 from nnunet_godc.evaluation.results import Case, Results
-from nnunet_godc.replacing import replacing
 from nnunet_godc.workers import WorkerEnded, in_workers
 
 
@@ -197,7 +197,7 @@ def _measure(task: _Task) -> CaseMeasures | CaseProblem:
 
 
 def _keep(path: Path, measures: CaseMeasures) -> None:
-    with replacing(path) as temporary:
+    with atomic_write(path) as temporary:
         temporary.write_text(json.dumps(dataclasses.asdict(measures)), encoding="utf-8")
 
 

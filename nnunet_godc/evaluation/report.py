@@ -14,14 +14,14 @@ import pandas as pd
 from nnunet_godc import __version__
 from nnunet_godc.errors import UserError
 from nnunet_godc.evaluation import metrics
-from nnunet_godc.evaluation.cube import ALL_STATES, OVER_LABELS, Cube, Method, Question, cubes
+from nnunet_godc.evaluation.cube import ALL_STATES, OVER_LABELS, Cube, Endpoint, Method, cubes
 from nnunet_godc.evaluation.inference import Comparison, Summary, compare_methods, summarise
 from nnunet_godc.evaluation.markup import Bold, Table, latex_tables, markdown, markdown_table
 from nnunet_godc.evaluation.sentences import FEW_PATIENTS, caveats, claim, multiplicity, p_value, subject_of
 from nnunet_godc.evaluation.statistics import LEVEL, RESAMPLES
 from nnunet_godc.evaluation.units import Shown, shown
 from nnunet_godc.seeded_names import without_seed
-from nnunet_godc.spelling import nearest_name
+from nnunet_godc.spelling import closest_match
 
 Entry = TypeVar("Entry")
 
@@ -57,7 +57,7 @@ class Section:
 
     @property
     def by_size(self) -> bool:
-        return bool(self.cube.questions[-1].bin)
+        return bool(self.cube.endpoints[-1].bin)
 
     @property
     def title(self) -> str:
@@ -71,12 +71,12 @@ class Section:
     @property
     def metrics(self) -> list[str]:
         """The columns of the tables: those asked for, or by lesion volume all."""
-        present = _distinct(question.metric for question in self.cube.questions)
+        present = _distinct(endpoint.metric for endpoint in self.cube.endpoints)
         return present if self.by_size else [metric for metric in self.asked if metric in present]
 
     def headline(self, metric: str) -> str:
         """The label, or the mean over labels, that stands for a metric."""
-        return next(question.label for question in self.cube.questions if question.metric == metric)
+        return next(endpoint.label for endpoint in self.cube.endpoints if endpoint.metric == metric)
 
 
 @dataclass(frozen=True)
@@ -97,7 +97,7 @@ class Part:
 
     @property
     def has_many_labels(self) -> bool:
-        return self.section is not None and len({q.label for q in self.section.cube.questions}) > FEW_LABELS
+        return self.section is not None and len({q.label for q in self.section.cube.endpoints}) > FEW_LABELS
 
 
 @dataclass(frozen=True)
@@ -179,7 +179,7 @@ def check_baseline(baseline: str, trainers: Set[str]) -> None:
     UserError: it is none of the trainers without their seeds.
     """
     if baseline not in trainers:
-        near = nearest_name(baseline, trainers)
+        near = closest_match(baseline, trainers)
         hint = f"did you mean {near}?" if near else f"known are {', '.join(sorted(trainers))}"
         raise UserError(f"the baseline {baseline} was not measured; {hint}")
 
@@ -199,7 +199,7 @@ def _asked_metrics(asked: Sequence[str], measurements: pd.DataFrame) -> list[str
 
 def _statistics_row(entry: Summary) -> dict[str, Any]:
     numbers = asdict(entry)
-    for name in ("dataset", "cross_validated", "method", "question", "undefined"):
+    for name in ("dataset", "cross_validated", "method", "endpoint", "undefined"):
         del numbers[name]
     left_out = {state: entry.undefined.get(state, 0) for state in ALL_STATES[1:]}
     return {**_place(entry), **left_out, **numbers, "seed_means": list(entry.seed_means)}
@@ -217,7 +217,7 @@ def _place(entry: Summary | Comparison) -> dict[str, Any]:
     return {
         **{"dataset": entry.dataset, "cross_validated": entry.cross_validated},
         **asdict(entry.method),
-        **asdict(entry.question),
+        **asdict(entry.endpoint),
     }
 
 
@@ -287,42 +287,42 @@ def _markdown_block(block: Table | str | Sequence[str]) -> str:
 
 def _headline(section: Section, baseline: str | None) -> Table:
     """One row per method: means over labels, and the difference in the first metric."""
-    entries = {(entry.method, entry.question): entry for entry in section.summaries}
+    entries = {(entry.method, entry.endpoint): entry for entry in section.summaries}
     best = _winners(section.comparisons)
-    several = len({question.label for question in section.cube.questions if question.label != OVER_LABELS}) > 1
-    questions = [Question(section.headline(metric), metric) for metric in section.metrics]
-    against = [entry for entry in section.comparisons if baseline is not None and entry.question in questions[:1]]
+    several = len({endpoint.label for endpoint in section.cube.endpoints if endpoint.label != OVER_LABELS}) > 1
+    endpoints = [Endpoint(section.headline(metric), metric) for metric in section.metrics]
+    against = [entry for entry in section.comparisons if baseline is not None and entry.endpoint in endpoints[:1]]
     differences = {entry.method: f"{_difference(entry)}, {_p(entry.p_holm)}" for entry in against}
     rows = []
     for method in ordered_methods(section.cube.methods, baseline):
-        cells = [_estimate(entries[method, question], bold=(method, question) in best) for question in questions]
+        cells = [_estimate(entries[method, endpoint], bold=(method, endpoint) in best) for endpoint in endpoints]
         trainings = next(entry.trainings for entry in section.summaries if entry.method == method)
         difference = [differences.get(method, "")] if differences else []
         rows.append([named(method, section.cube.methods), str(trainings), *cells, *difference])
-    headings = ["Method", "trainings", *(_heading(question.metric) for question in questions)]
-    headings += [f"{shown(questions[0].metric).name} against {baseline}"] if differences else []
-    what = "mean over labels" if several else next(iter(question.label for question in questions), "")
+    headings = ["Method", "trainings", *(_heading(endpoint.metric) for endpoint in endpoints)]
+    headings += [f"{shown(endpoints[0].metric).name} against {baseline}"] if differences else []
+    what = "mean over labels" if several else next(iter(endpoint.label for endpoint in endpoints), "")
     return Table(f"{section.title}: {what} [95 % interval].", headings, rows)
 
 
 def _by_label(section: Section, baseline: str | None) -> Table | None:
     """One row per label (and bin of volumes) and method."""
-    keys = _distinct((q.label, q.bin) for q in section.cube.questions if q.label != OVER_LABELS)
+    keys = _distinct((q.label, q.bin) for q in section.cube.endpoints if q.label != OVER_LABELS)
     if len(keys) == 1 and not section.by_size:
         return None
-    entries = {(entry.method, entry.question): entry for entry in section.summaries}
+    entries = {(entry.method, entry.endpoint): entry for entry in section.summaries}
     best = _winners(section.comparisons)
     rows = []
     for label, size in keys:
         for method in ordered_methods(section.cube.methods, baseline):
-            questions = [Question(label, metric, size) for metric in section.metrics]
+            endpoints = [Endpoint(label, metric, size) for metric in section.metrics]
             cells = [
-                _estimate(entries[method, question], bold=(method, question) in best)
-                if (method, question) in entries
+                _estimate(entries[method, endpoint], bold=(method, endpoint) in best)
+                if (method, endpoint) in entries
                 else ""
-                for question in questions
+                for endpoint in endpoints
             ]
-            number = max((entries[method, q].cases for q in questions if (method, q) in entries), default=0)
+            number = max((entries[method, q].cases for q in endpoints if (method, q) in entries), default=0)
             rows.append(
                 [", ".join(filter(None, (label, size))), named(method, section.cube.methods), str(number), *cells]
             )
@@ -334,13 +334,13 @@ def _by_label(section: Section, baseline: str | None) -> Table | None:
 def _distributions(section: Section) -> Table:
     """One row per metric, label and method: all that statistics.csv has for people."""
     rows = []
-    order = {question: number for number, question in enumerate(section.cube.questions)}
-    for entry in sorted(section.summaries, key=lambda entry: order[entry.question]):
-        if entry.question.label == OVER_LABELS:
+    order = {endpoint: number for number, endpoint in enumerate(section.cube.endpoints)}
+    for entry in sorted(section.summaries, key=lambda entry: order[entry.endpoint]):
+        if entry.endpoint.label == OVER_LABELS:
             continue
-        units = shown(entry.question.metric).telling(entry.mean, entry.median)
+        units = shown(entry.endpoint.metric).telling(entry.mean, entry.median)
         left_out = "; ".join(f"{number} {reason}" for reason, number in entry.undefined.items())
-        what = ", ".join(filter(None, (entry.question.label, entry.question.bin)))
+        what = ", ".join(filter(None, (entry.endpoint.label, entry.endpoint.bin)))
         rows.append(
             [
                 *(units.heading, what, named(entry.method, section.cube.methods), str(entry.cases), left_out),
@@ -361,7 +361,7 @@ def _compared(section: Section) -> list[Table]:
         return []
     rows = [
         [
-            *(subject_of(entry.question), named(entry.method, section.cube.methods), entry.against.trainer),
+            *(subject_of(entry.endpoint), named(entry.method, section.cube.methods), entry.against.trainer),
             *(_difference(entry), _p(entry.p_holm), f"{entry.wins}/{entry.ties}/{entry.losses}"),
             "trainings and patients" if entry.new_trainings else "patients",
         ]
@@ -378,15 +378,15 @@ def _trainings(section: Section) -> Table | None:
     rows = []
     for entry in section.summaries:
         means = [mean for mean in entry.seed_means if math.isfinite(mean)]
-        if len(means) < 2 or entry.question.metric not in section.metrics or section.by_size:
+        if len(means) < 2 or entry.endpoint.metric not in section.metrics or section.by_size:
             continue
-        if entry.question.label != section.headline(entry.question.metric):
+        if entry.endpoint.label != section.headline(entry.endpoint.metric):
             continue
-        units = shown(entry.question.metric).telling(max(means) - min(means), entry.training_sd)
+        units = shown(entry.endpoint.metric).telling(max(means) - min(means), entry.training_sd)
         each = ", ".join(units.number(mean) for mean in means)
         apart = units.difference(max(means) - min(means))
         name = named(entry.method, section.cube.methods)
-        rows.append([name, subject_of(entry.question), each, apart, units.number(entry.training_sd)])
+        rows.append([name, subject_of(entry.endpoint), each, apart, units.number(entry.training_sd)])
     if not rows:
         return None
     headings = ["Method", "Metric", "mean of each training", "furthest apart", "SD"]
@@ -401,7 +401,7 @@ def _told(section: Section, sections: Sequence[Section], baseline: str | None) -
     of_headline = [
         entry
         for entry in section.comparisons
-        if entry.question.metric in section.metrics and entry.question.label == section.headline(entry.question.metric)
+        if entry.endpoint.metric in section.metrics and entry.endpoint.label == section.headline(entry.endpoint.metric)
     ]
     of_headline = [entry for entry in of_headline if entry.significant or len(of_headline) <= LONGEST]
     others = [entry for entry in section.comparisons if entry.significant and entry not in of_headline]
@@ -497,12 +497,12 @@ def _notes(sections: Sequence[Section], settings: Mapping[str, Any], measurement
             lambda entry: 0 < entry.patients < FEW_PATIENTS
         ),
         "Of distances the median stands in the tables: a mean distance is made by its largest ones, and its interval "
-        "is too narrow even for a hundred patients.": lambda entry: shown(entry.question.metric).unit == "mm",
+        "is too narrow even for a hundred patients.": lambda entry: shown(entry.endpoint.metric).unit == "mm",
         "Volume errors: the mean is signed and tells the bias; comparisons are of the distances from zero.": (
-            lambda entry: metrics.better(entry.question.metric) == "zero"
+            lambda entry: metrics.better(entry.endpoint.metric) == "zero"
         ),
         "Mean over labels: of the labels' means over the cases where each is defined.": (
-            lambda entry: entry.question.label == OVER_LABELS
+            lambda entry: entry.endpoint.label == OVER_LABELS
         ),
     }
     return [
@@ -542,11 +542,11 @@ def _shown_comparisons(section: Section) -> list[Comparison]:
     return [entry for entry in section.comparisons if entry.significant]
 
 
-def _winners(comparisons: Iterable[Comparison]) -> set[tuple[Method, Question]]:
-    won: dict[tuple[Method, Question], list[bool]] = {}
+def _winners(comparisons: Iterable[Comparison]) -> set[tuple[Method, Endpoint]]:
+    won: dict[tuple[Method, Endpoint], list[bool]] = {}
     for entry in comparisons:
         for method in (entry.method, entry.against):
-            won.setdefault((method, entry.question), []).append(entry.winner == method)
+            won.setdefault((method, entry.endpoint), []).append(entry.winner == method)
     return {key for key, outcomes in won.items() if all(outcomes)}
 
 
@@ -573,7 +573,7 @@ def _heading(metric: str) -> str:
 
 def _estimate(entry: Summary, *, bold: bool) -> str:
     """The mean with its interval; of distances the median."""
-    units = shown(entry.question.metric)
+    units = shown(entry.endpoint.metric)
     median = units.unit == "mm"
     value, low, high = (
         (entry.median, entry.median_low, entry.median_high) if median else (entry.mean, entry.low, entry.high)
@@ -584,7 +584,7 @@ def _estimate(entry: Summary, *, bold: bool) -> str:
 
 
 def _difference(entry: Comparison) -> str:
-    units = shown(entry.question.metric).of_difference(entry.difference, entry.low, entry.high)
+    units = shown(entry.endpoint.metric).of_difference(entry.difference, entry.low, entry.high)
     return f"{_number(units, entry.difference)} {_interval(units, entry.low, entry.high)}".strip()
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from nnunet_godc.evaluation.cube import Method, Question
+from nnunet_godc.evaluation.cube import Endpoint, Method
 from nnunet_godc.evaluation.inference import LIMIT, Comparison
 from nnunet_godc.evaluation.metrics import ABSENT_IN_BOTH, ABSENT_IN_PREDICTION, NOT_MEASURED, better
 from nnunet_godc.evaluation.units import shown
@@ -29,7 +29,7 @@ def claim(comparison: Comparison) -> str:
     if not left_out:
         return found
     if comparison.significant and comparison.selectively_missing:
-        cases = _counted(comparison.cases, comparison.question)
+        cases = _counted(comparison.cases, comparison.endpoint)
         return (
             f"{found} The difference is one on these {cases} alone, not {_kind(comparison)}: left out are {left_out}."
         )
@@ -52,9 +52,9 @@ def caveats(comparisons: Sequence[Comparison]) -> list[str]:
 
 def multiplicity(comparisons: Sequence[Comparison]) -> str:
     """Over how many questions tests were made, for which nothing is corrected; "" without tests."""
-    questions = len({(entry.dataset, entry.cross_validated, entry.question) for entry in comparisons if entry.tests})
-    if questions <= 1:
-        return "Tests were made for one question, a metric of a label." if questions else ""
+    endpoints = len({(entry.dataset, entry.cross_validated, entry.endpoint) for entry in comparisons if entry.tests})
+    if endpoints <= 1:
+        return "Tests were made for one question, a metric of a label." if endpoints else ""
     tests = max(entry.tests for entry in comparisons)
     corrected = (
         f"p-values are corrected for the methods that are compared in each (Holm, up to {tests} comparisons), not for "
@@ -63,17 +63,17 @@ def multiplicity(comparisons: Sequence[Comparison]) -> str:
         else "with one comparison in each, no p-value is corrected"
     )
     return (
-        f"Tests were made for {questions} questions (label, metric and lesion size): {corrected}. Where nothing "
-        f"differs, about one question in twenty is claimed by chance, here {questions / 20:.1f} of {questions}. Name "
+        f"Tests were made for {endpoints} questions (label, metric and lesion size): {corrected}. Where nothing "
+        f"differs, about one question in twenty is claimed by chance, here {endpoints / 20:.1f} of {endpoints}. Name "
         "the primary question before looking; what the others show is to be confirmed."
     )
 
 
-def subject_of(question: Question) -> str:
+def subject_of(endpoint: Endpoint) -> str:
     """Such as "Dice of tumour", or "Lesion Dice of tumour, below 1 ml"."""
-    distance = " (distance from zero)" if better(question.metric) == "zero" else ""
-    size = f", {question.bin}" if question.bin else ""
-    return f"{shown(question.metric).name}{distance} of {question.label}{size}".replace(" of mean over", ", mean over")
+    distance = " (distance from zero)" if better(endpoint.metric) == "zero" else ""
+    size = f", {endpoint.bin}" if endpoint.bin else ""
+    return f"{shown(endpoint.metric).name}{distance} of {endpoint.label}{size}".replace(" of mean over", ", mean over")
 
 
 def p_value(p: float) -> str:
@@ -89,7 +89,7 @@ def p_value(p: float) -> str:
 
 
 def _finding(comparison: Comparison) -> str:
-    subject = subject_of(comparison.question)
+    subject = subject_of(comparison.endpoint)
     pair = f"{comparison.method.trainer} and {comparison.against.trainer}"
     models = pair if comparison.new_trainings else f"these trained models of {pair}"
     patients = f"{comparison.patients} patient{'' if comparison.patients == 1 else 's'}"
@@ -106,7 +106,7 @@ def _finding(comparison: Comparison) -> str:
             f"{'differs' if differing == 1 else 'differ'}, too few or too alike for an interval "
             f"({_corrected(comparison)})."
         )
-    units = shown(comparison.question.metric).of_difference(comparison.difference, comparison.low, comparison.high)
+    units = shown(comparison.endpoint.metric).of_difference(comparison.difference, comparison.low, comparison.high)
     low, high = units.number(comparison.low), units.difference(comparison.high)
     basis = f"{_corrected(comparison)}; {_basis(comparison)}"
     if comparison.p_holm <= LIMIT:
@@ -120,11 +120,11 @@ def _finding(comparison: Comparison) -> str:
 
 
 def _difference(comparison: Comparison, subject: str) -> str:
-    units = shown(comparison.question.metric).of_difference(comparison.difference, comparison.low, comparison.high)
+    units = shown(comparison.endpoint.metric).of_difference(comparison.difference, comparison.low, comparison.high)
     sign = 1 if comparison.difference > 0 else -1
     amount = units.difference(sign * comparison.difference)
     where = (
-        f"On the {_counted(comparison.cases, comparison.question)} that both define, "
+        f"On the {_counted(comparison.cases, comparison.endpoint)} that both define, "
         if comparison.selectively_missing
         else ""
     )
@@ -166,7 +166,7 @@ def _left_out(comparison: Comparison) -> str:
         (comparison.against, comparison.trainings[1], comparison.undefined_against),
     )
     parts = [
-        f"{_counted(number, comparison.question)} {_reason(reason, method, runs, comparison.question.label)}"
+        f"{_counted(number, comparison.endpoint)} {_reason(reason, method, runs, comparison.endpoint.label)}"
         for method, runs, reasons in sides
         for reason, number in reasons.items()
     ]
@@ -184,8 +184,8 @@ def _reason(reason: str, method: Method, runs: int, label: str) -> str:
     return f"at which {who} was not measured" if reason == NOT_MEASURED else f"in which it is not defined for {who}"
 
 
-def _counted(number: int, question: Question) -> str:
-    unit = "lesion" if question.bin else "case"
+def _counted(number: int, endpoint: Endpoint) -> str:
+    unit = "lesion" if endpoint.bin else "case"
     return f"{number} {unit}" if number == 1 else f"{number} {unit}s"
 
 

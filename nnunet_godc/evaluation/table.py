@@ -20,12 +20,12 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from nnunet_godc.atomic_write import atomic_write
 from nnunet_godc.errors import UserError
 from nnunet_godc.evaluation import metrics
 from nnunet_godc.evaluation.case import CaseMeasures
 from nnunet_godc.evaluation.costs import Cost
 from nnunet_godc.evaluation.results import Case, Results
-from nnunet_godc.replacing import replacing
 from nnunet_godc.seeded_names import seed_of
 
 MODEL_COLUMNS = ("dataset", "configuration", "plans", "trainer")
@@ -93,7 +93,7 @@ def long_table(
 
 def write_table(frame: pd.DataFrame, path: Path) -> None:
     """Write a table as CSV; an undefined value is an empty field. Numbers come back as they were."""
-    with replacing(path) as temporary:
+    with atomic_write(path) as temporary:
         frame.to_csv(temporary, index=False, lineterminator="\n")
 
 

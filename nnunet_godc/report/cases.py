@@ -52,8 +52,8 @@ def choose_cases(sections: Sequence[Section], baseline: str | None, most: int) -
     for number, section in enumerate(section for section in sections if not section.by_size):
         cube = section.cube
         names = short_names(cube.methods)
-        for column, question in enumerate(cube.measured_questions):
-            if question.metric != DICE or question.label == OVER_LABELS:
+        for column, endpoint in enumerate(cube.measured_questions):
+            if endpoint.metric != DICE or endpoint.label == OVER_LABELS:
                 continue
             values = {m: cube.side(i, cube.values).values[:, column] for i, m in enumerate(cube.methods)}
             picks = [
@@ -61,7 +61,7 @@ def choose_cases(sections: Sequence[Section], baseline: str | None, most: int) -
                 *_of_pairs(values, {method: names[method] for method in values}, baseline),
             ]
             for rank, case, reason in picks:
-                ranked.append((rank, number, (cube.dataset, cube.cases[case], question.label), reason))
+                ranked.append((rank, number, (cube.dataset, cube.cases[case], endpoint.label), reason))
     found: dict[tuple[str, str, str], list[str]] = {}
     for _, _, place, reason in sorted(ranked, key=lambda entry: entry[:2]):
         if place in found or len(found) < most:

@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from nnunet_godc.evaluation.cube import OVER_LABELS, Method, Question
+from nnunet_godc.evaluation.cube import OVER_LABELS, Endpoint, Method
 from nnunet_godc.evaluation.metrics import (
     DICE,
     LESION_DICE,
@@ -189,7 +189,7 @@ def _differences(section: Section, methods: Sequence[Method]) -> Chart | None:
     panels = []
     for metric in section.metrics:
         label = section.headline(metric)
-        compared = [c for c in section.comparisons if c.question.metric == metric and c.question.label == label]
+        compared = [c for c in section.comparisons if c.endpoint.metric == metric and c.endpoint.label == label]
         if not compared or len(compared) > 30:
             continue
         units = shown(metric)
@@ -211,7 +211,7 @@ def _differences(section: Section, methods: Sequence[Method]) -> Chart | None:
         ]
         unit = f" ({units.difference_unit})" if units.difference_unit else ""
         panels.append(
-            Panel(subject_of(Question(label, metric)), Axis(f"difference{unit}"), Axis(ticks=ticks), series, "x")
+            Panel(subject_of(Endpoint(label, metric)), Axis(f"difference{unit}"), Axis(ticks=ticks), series, "x")
         )
     if not panels:
         return None
@@ -226,17 +226,17 @@ def _yardstick(section: Section, methods: Sequence[Method]) -> Chart | None:
     names = short_names(section.cube.methods)
     panels = []
     for metric in section.metrics:
-        question = Question(section.headline(metric), metric)
+        endpoint = Endpoint(section.headline(metric), metric)
         units = shown(metric)
         series = []
         for entry in section.summaries:
             means = [mean * units.factor for mean in entry.seed_means if math.isfinite(mean)]
-            if entry.question == question and len(means) > 1:
+            if entry.endpoint == endpoint and len(means) > 1:
                 place = methods.index(entry.method)
                 series.append(Series(place, "points", means, [place] * len(means), hint="one training"))
         if series:
             ticks = [names[method] for method in methods]
-            panels.append(Panel(subject_of(question), Axis(units.heading), Axis(ticks=ticks), series))
+            panels.append(Panel(subject_of(endpoint), Axis(units.heading), Axis(ticks=ticks), series))
     note = (
         "Each point is one training, mean over the same cases. What lies within this spread may be chance of training."
     )
@@ -248,7 +248,7 @@ def _case_by_case(section: Section, methods: Sequence[Method]) -> Iterator[Chart
     cube = section.cube
     names = [short_names(cube.methods)[method] for method in methods]
     sides = [cube.side(cube.methods.index(method), cube.values).values for method in methods]
-    summaries = {(entry.method, entry.question): entry for entry in section.summaries}
+    summaries = {(entry.method, entry.endpoint): entry for entry in section.summaries}
     cases = list(cube.cases)
     headline = {(section.headline(metric), metric) for metric in section.metrics}
     columns = list(enumerate(cube.measured_questions))
@@ -256,8 +256,8 @@ def _case_by_case(section: Section, methods: Sequence[Method]) -> Iterator[Chart
         key=lambda item: (item[1].metric not in section.metrics, (item[1].label, item[1].metric) not in headline)
     )
     budget = MOST_VALUES
-    for column, question in columns:
-        units = shown(question.metric)
+    for column, endpoint in columns:
+        units = shown(endpoint.metric)
         values = [side[:, column] * units.factor for side in sides]
         budget -= 3 * sum(len(own) for own in values)
         if budget < 0:
@@ -271,11 +271,11 @@ def _case_by_case(section: Section, methods: Sequence[Method]) -> Iterator[Chart
                 continue
             points = Series(number, "points", listed(first[both]), listed(own[both]), at=both.tolist(), faint=True)
             panels.append(Panel(name, Axis(names[0], limits=limits), Axis(name, limits=limits), [points], "diagonal"))
-        subject = subject_of(question)
-        choice = f"{question.label}: {units.heading}"
+        subject = subject_of(endpoint)
+        choice = f"{endpoint.label}: {units.heading}"
         if panels:
             yield Chart(
-                slug(f"paired-{question.metric}-{question.label}"),
+                slug(f"paired-{endpoint.metric}-{endpoint.label}"),
                 f"{subject}: case by case",
                 f"Each point is a case. Above the diagonal, the method has the higher value than {names[0]}.",
                 names,
@@ -289,7 +289,7 @@ def _case_by_case(section: Section, methods: Sequence[Method]) -> Iterator[Chart
             there = np.flatnonzero(np.isfinite(own))
             jitter = number + 0.7 * ((np.arange(len(there)) * GOLDEN) % 1 - 0.5)
             series.append(Series(number, "points", listed(jitter), listed(own[there]), at=there.tolist(), faint=True))
-            entry = summaries[methods[number], question]
+            entry = summaries[methods[number], endpoint]
             value = (entry.median, entry.median_low, entry.median_high)
             if typical == "mean":
                 value = (entry.mean, entry.low, entry.high)
@@ -297,7 +297,7 @@ def _case_by_case(section: Section, methods: Sequence[Method]) -> Iterator[Chart
             hint = f"{typical} with its 95 % interval, {entry.cases} cases"
             series.append(Series(number, "interval-y", [number], [middle], [low], [high], hint=hint))
         yield Chart(
-            slug(f"strip-{question.metric}-{question.label}"),
+            slug(f"strip-{endpoint.metric}-{endpoint.label}"),
             f"{subject}: all cases",
             f"Each point is a case; the large one is the {typical} with its 95 % interval.",
             names,
@@ -315,7 +315,7 @@ def _by_volume(
     own = measurements[(measurements["dataset"] == section.cube.dataset) & (measurements["case"] != "")]
     own = own[own["fold"].notna() == section.cube.cross_validated]
     with_lesions = set(own.loc[own["lesion"].notna(), "label"].astype("str"))
-    labels = dict.fromkeys(q.label for q in section.cube.questions if q.label != OVER_LABELS)
+    labels = dict.fromkeys(q.label for q in section.cube.endpoints if q.label != OVER_LABELS)
     for label in sorted(labels, key=lambda label: label not in with_lesions):
         rows = own[own["label"] == label]
         lesions = rows[rows["lesion"].notna()]

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from nnunet_godc.replacing import replacing
+from nnunet_godc.atomic_write import atomic_write
 from nnunet_godc.report.charts import Chart, Panel, Series
 
 # Okabe's and Ito's; dashes and markers differ, too.
@@ -33,7 +33,7 @@ def write_figures(charts: Sequence[Chart], folder: Path) -> None:
             figure = draw(chart)
             for ending in FORMATS:
                 metadata = {"Date": None} if ending == "svg" else {"CreationDate": None}
-                with replacing(folder / f"{chart.name}.{ending}") as temporary:
+                with atomic_write(folder / f"{chart.name}.{ending}") as temporary:
                     figure.savefig(temporary, format=ending, metadata=metadata)
 
 

@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from nnunet_godc.atomic_write import atomic_write
 from nnunet_godc.errors import UserError
 from nnunet_godc.evaluation.markup import Table
 from nnunet_godc.evaluation.report import Part
 from nnunet_godc.json_files import write_json
-from nnunet_godc.replacing import replacing
 from nnunet_godc.report.charts import Axis, Chart, Panel, Series, listed, slug
 
 FACTS = "explain.json"
@@ -62,7 +62,7 @@ def write_explanation(found: Explanation, folder: Path) -> None:
         if table.empty:
             (folder / f"{name}.csv").unlink(missing_ok=True)  # of an earlier model
             continue
-        with replacing(folder / f"{name}.csv") as temporary:
+        with atomic_write(folder / f"{name}.csv") as temporary:
             table.to_csv(temporary, index=False, float_format="%.7g", lineterminator="\n")
     write_pictures(found, folder)
     write_json(folder / FACTS, {**found.facts, "version": VERSION})
@@ -71,7 +71,7 @@ def write_explanation(found: Explanation, folder: Path) -> None:
 def write_pictures(found: Explanation, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for name, content in found.pictures.items():
-        with replacing(folder / name) as temporary:
+        with atomic_write(folder / name) as temporary:
             temporary.write_bytes(content)
 
 

@@ -18,6 +18,7 @@ import numpy as np
 import pandas as pd
 
 import nnunet_godc
+from nnunet_godc.atomic_write import atomic_write
 from nnunet_godc.errors import UserError
 from nnunet_godc.evaluation import Evaluation
 from nnunet_godc.evaluation.cube import Method
@@ -25,7 +26,6 @@ from nnunet_godc.evaluation.markup import Table, html_table
 from nnunet_godc.evaluation.metrics import DICE
 from nnunet_godc.evaluation.report import Part, Section, ordered_methods
 from nnunet_godc.evaluation.results import Case, Results
-from nnunet_godc.replacing import replacing
 from nnunet_godc.report.assets import scripts
 from nnunet_godc.report.cases import Choice, case_table, choose_cases
 from nnunet_godc.report.charts import Chart, Volumes, reference_volumes, section_charts, short_names, slug
@@ -200,11 +200,11 @@ def _task(
         return None
     result, first = found[shown[0]]
     at, scores = cube.cases.index(case), {}
-    for column, question in enumerate(cube.measured_questions):
-        if question.metric == DICE:
+    for column, endpoint in enumerate(cube.measured_questions):
+        if endpoint.metric == DICE:
             for method in shown:
                 value = cube.side(cube.methods.index(method), cube.values).values[at, column]
-                scores[question.label, methods.index(method)] = (
+                scores[endpoint.label, methods.index(method)] = (
                     f"Dice {100 * value:.1f} %" if np.isfinite(value) else ""
                 )
     return Task(
@@ -309,7 +309,7 @@ def _write(
     if figures:
         write_figures(list(charts.values()), out / FIGURES)
     for name, script in scripts(viewer=cases is not None).items():
-        with replacing(out / name) as temporary:
+        with atomic_write(out / name) as temporary:
             temporary.write_text(script, encoding="utf-8")
     html_of = {"overview": "\n".join(content.get("overview", ())), "notes": "\n".join(content.get("notes", ()))}
     html_of["inside"] = "\n".join(line for part, folder in inside for line in _inside(part, folder))
@@ -327,7 +327,7 @@ def _write(
         data=text,
         **html_of,
     )
-    with replacing(out / PAGE) as temporary:
+    with atomic_write(out / PAGE) as temporary:
         temporary.write_text(rendered, encoding="utf-8", newline="\n")
 
 

@@ -19,9 +19,9 @@ from numpy.typing import NDArray
 from PIL import Image
 from scipy.ndimage import distance_transform_edt
 
+from nnunet_godc.atomic_write import atomic_write
 from nnunet_godc.evaluation.case import PLANAR, CaseProblem, Label, affine_of, read_segmentation
 from nnunet_godc.evaluation.metrics import NOT_READABLE
-from nnunet_godc.replacing import replacing
 
 MARGIN_MM = 20.0  # around everything that is labelled
 MOST_VOXELS = 1_000_000  # of a case in the viewer: even of noise, 200 of them stay below 500 MB
@@ -293,7 +293,7 @@ def _draw(crop: _Crop, task: Task, label: str, path: Path, *, small: bool = Fals
         )
     drawn = io.BytesIO()
     figure.savefig(drawn, format="png", dpi=DOTS, metadata={"Software": None})
-    with Image.open(drawn) as picture, replacing(path) as temporary:
+    with Image.open(drawn) as picture, atomic_write(path) as temporary:
         # grey levels and two colours: a palette takes less than half of the room
         picture.convert("RGB").quantize(256, dither=Image.Dither.NONE).save(temporary, format="png")
     return round(width * DOTS), round(height * DOTS)
@@ -402,7 +402,7 @@ def _write_volume(crop: _Crop, task: Task, path: Path) -> None:
         "step": small.step,
     }
     script = f"nnunetGodcReport.volume({json.dumps(task.key)}, {json.dumps(content)});\n"
-    with replacing(path) as temporary:
+    with atomic_write(path) as temporary:
         temporary.write_text(script.replace("<", "\\u003c"), encoding="utf-8")
 
 

@@ -13,7 +13,7 @@ from nnunet_godc.seeded_names import without_seed
 from nnunet_godc.study.folder import (
     CHANGED,
     State,
-    is_at_work,
+    is_active,
     is_made,
     job_folder,
     read_state,
@@ -114,7 +114,7 @@ def _compare_code(
     by_trainer: dict[str, list[tuple[Job, list[str]]]] = {}
     for job in jobs:
         code = trainers.get(without_seed(job.trainer)) if job.kind == "train" else None
-        if code is None or not (job.has_begun or is_at_work(folder, job)):
+        if code is None or not (job.has_begun or is_active(folder, job)):
             continue
         before = read_trained_with(job)
         if before is not None and (differences := before.differences(code)):
@@ -136,7 +136,7 @@ def _find_ended(folder: Path, old: Mapping[str, Job], jobs: Sequence[Job], found
     touched = {*found.changed, *found.removed, *(job.id for job in found.anew)}
     touched |= {name for other in found.changed for name in dependents(other, old.values())}
     touched |= {job.id for job in jobs if job.id in old and set(old[job.id].depends_on) != set(job.depends_on)}
-    at_work = [job for name, job in old.items() if name in touched and is_at_work(folder, job)]
+    at_work = [job for name, job in old.items() if name in touched and is_active(folder, job)]
     # What waits in a cluster's queue has lost nothing when it is replaced, and what does not last is made anew anyway.
     trained = [job.id for job in at_work if job.lasts and read_state(folder, job.id).status != "queued"]
     found.ended = [job for job in at_work if job.id not in trained]

@@ -8,10 +8,10 @@ from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
 
+from nnunet_godc.plans import CONFIGURATION
 from nnunet_godc.seeded_names import without_seed
-from nnunet_godc.shrunken_plans import CONFIGURATION
-from nnunet_godc.spelling import nearest_name, nearest_trainer_name
-from nnunet_godc.study.definition import PLANNERS, Definition, Study
+from nnunet_godc.spelling import closest_match, closest_trainer
+from nnunet_godc.study.definition import PLANNERS, Study, StudyConfig
 from nnunet_godc.study.trainers import Answer
 
 FOLDS = 5  # of nnU-Net's own splits
@@ -32,10 +32,10 @@ class Problem:
     of_key: bool = False
 
 
-Checks = tuple[tuple[tuple[str, ...], Callable[[Definition], Iterator[Problem]]], ...]
+Checks = tuple[tuple[tuple[str, ...], Callable[[StudyConfig], Iterator[Problem]]], ...]
 
 
-def _repeated(definition: Definition) -> Iterator[Problem]:
+def _repeated(definition: StudyConfig) -> Iterator[Problem]:
     names = [plans.name for plans in definition.plans]
     for key, entries in (
         *((key, getattr(definition, key)) for key in ("configurations", "trainers", "folds", "seeds")),
@@ -46,28 +46,28 @@ def _repeated(definition: Definition) -> Iterator[Problem]:
                 yield Problem((key, index), f"{entry} stands twice in {key}; keep one.")
 
 
-def _fold_all(definition: Definition) -> Iterator[Problem]:
+def _fold_all(definition: StudyConfig) -> Iterator[Problem]:
     if "all" in definition.folds and len(definition.folds) > 1:
         sentence = "fold all validates on the cases that it was trained on; train it in a study of its own."
         yield Problem(("folds", definition.folds.index("all")), sentence)
 
 
-def _seeds(definition: Definition) -> Iterator[Problem]:
+def _seeds(definition: StudyConfig) -> Iterator[Problem]:
     for index, trainer in enumerate(definition.trainers):
         if definition.seeds and without_seed(trainer) != trainer:
             yield Problem(("trainers", index), f"{trainer} has a seed already; leave it out here or in seeds.")
 
 
-def _baseline(definition: Definition) -> Iterator[Problem]:
+def _baseline(definition: StudyConfig) -> Iterator[Problem]:
     baseline = definition.evaluate.get("baseline")
     variants = {without_seed(trainer) for trainer in definition.trainers}
     if isinstance(baseline, str) and baseline not in variants:
-        near = nearest_trainer_name(baseline, variants)
+        near = closest_trainer(baseline, variants)
         hint = f"did you mean {near}?" if near else f"they are {', '.join(sorted(variants))}."
         yield Problem(("evaluate", "baseline"), f"{baseline} is none of the trainers; {hint}")
 
 
-def _plans(definition: Definition) -> Iterator[Problem]:
+def _plans(definition: StudyConfig) -> Iterator[Problem]:
     for index, plans in enumerate(definition.plans):
         here = ("plans", index)
         if plans.variation_of is None:
@@ -81,7 +81,7 @@ def _plans(definition: Definition) -> Iterator[Problem]:
             yield Problem((*here, "name"), sentence)
 
 
-def _variations(definition: Definition) -> Iterator[Problem]:
+def _variations(definition: StudyConfig) -> Iterator[Problem]:
     for index, plans in enumerate(definition.plans):
         if plans.variation_of is None:
             continue
@@ -103,14 +103,14 @@ def _variations(definition: Definition) -> Iterator[Problem]:
                 yield Problem(("configurations", position), sentence)
 
 
-def _ensemble(definition: Definition) -> Iterator[Problem]:
+def _ensemble(definition: StudyConfig) -> Iterator[Problem]:
     if definition.predict is None and definition.ensemble:
         yield Problem(("ensemble",), "an ensemble needs predictions; add `predict: {images: imagesTs}`.")
     if definition.ensemble and len(definition.plans) * len(definition.configurations) < 2:
         yield Problem(("ensemble",), "an ensemble needs at least two plans or configurations.")
 
 
-def _cascade(definition: Definition) -> Iterator[Problem]:
+def _cascade(definition: StudyConfig) -> Iterator[Problem]:
     if "3d_cascade_fullres" in definition.configurations:
         index = definition.configurations.index("3d_cascade_fullres")
         if "3d_lowres" not in definition.configurations or not {*range(FOLDS)}.issubset(definition.folds):
@@ -154,7 +154,7 @@ def _plans_there(study: Study) -> Iterator[Problem]:
                 sentence = f"{dataset} has plans {plans.name} already, which {made_by} has made; "
                 yield Problem(("plans", index, "name"), f"{sentence}give these another name.")
         elif not file.is_file() and plans.planner_class is None:
-            near = nearest_name(plans.name, PLANNERS)
+            near = closest_match(plans.name, PLANNERS)
             hint = f"did you mean {near}?" if near else "say which `planner` makes them."
             yield Problem(("plans", index), f"{dataset} has no plans {plans.name} yet; {hint}")
 
@@ -169,7 +169,7 @@ def _folds_there(study: Study) -> Iterator[Problem]:
                 yield Problem(("folds", index), f"{sentence}random split. Leave it out.")
 
 
-def class_problems(definition: Definition, answer: Answer) -> Iterator[Problem]:
+def class_problems(definition: StudyConfig, answer: Answer) -> Iterator[Problem]:
     """Trainers and planners that nnU-Net does not find."""
     for index, trainer in enumerate(definition.trainers):
         if trainer in answer.unknown:
@@ -186,7 +186,7 @@ def class_problems(definition: Definition, answer: Answer) -> Iterator[Problem]:
 def dataset_problem(wanted: int | str, found: list[str], known: list[str], folders: tuple[Path, ...]) -> str | None:
     """What is wrong with the name or id of a dataset, given those that it may mean and all that there are."""
     if not found:
-        near = nearest_name(str(wanted), known) if isinstance(wanted, str) else None
+        near = closest_match(str(wanted), known) if isinstance(wanted, str) else None
         hint = f"did you mean {near}?" if near else "convert it first, for example with `nnunet-godc convert`."
         return f"there is no dataset {wanted} in {folders[0]} or {folders[1]}; {hint}"
     if len(found) > 1:

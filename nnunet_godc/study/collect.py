@@ -9,9 +9,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from nnunet_godc.atomic_write import atomic_write
 from nnunet_godc.commands import duration, find_command
 from nnunet_godc.errors import UserError
-from nnunet_godc.replacing import replacing
 from nnunet_godc.report.assets import page_options
 from nnunet_godc.study.definition import Study
 from nnunet_godc.study.folder import job_folder, read_study_folder
@@ -46,7 +46,7 @@ def collect(folder: Path) -> Path:
             command = evaluation_command(study, folder, dataset, predicted, held_out=True)
             pages[f"{dataset}, held-out images"] = _evaluate(study, command)
     report = folder / REPORT
-    with replacing(report) as partial:
+    with atomic_write(report) as partial:
         partial.write_text("\n".join(_report(study, folder, statuses, pages)) + "\n", encoding="utf-8")
     return report
 

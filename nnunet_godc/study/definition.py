@@ -36,13 +36,13 @@ PLANNERS = {
 }
 
 
-class Block(BaseModel):
+class ConfigModel(BaseModel):
     """Part of a study file: no unknown keys, no conversion of one type to another."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, populate_by_name=True)
 
 
-class Plans(Block):
+class Plans(ConfigModel):
     """Plans that trainings use: nnU-Net's planner makes them, or they are a small variation of others.
 
     Attributes:
@@ -77,12 +77,12 @@ class Plans(Block):
 
     @property
     def sizes(self) -> dict[str, Any]:
-        """What a variation changes, as `shrink_plans` takes it."""
+        """What a variation changes, as `shrink` of `nnunet_godc.plans` takes it."""
         included = {"configuration", "patch_size", "features", "stages", "batch_size", "spacing"}
         return self.model_dump(include=included, exclude_none=True)
 
 
-class Predict(Block):
+class Predict(ConfigModel):
     """Images to predict with every model.
 
     Attributes:
@@ -94,7 +94,7 @@ class Predict(Block):
     references: str | None = None
 
 
-class Slurm(Block):
+class Slurm(ConfigModel):
     """What the cluster wants to know; what is not described here are options of sbatch.
 
     Attributes:
@@ -115,7 +115,7 @@ class Slurm(Block):
     extra: dict[str, str | int | float | bool] = {}
 
 
-class StudyResources(Block):
+class StudyResources(ConfigModel):
     """Where jobs run and what each asks for.
 
     Attributes:
@@ -144,7 +144,7 @@ def _plans_by_name(value: Any) -> Any:
     return {"name": value} if isinstance(value, str) else value
 
 
-class Definition(Block):
+class StudyConfig(ConfigModel):
     """A study file.
 
     Attributes:
@@ -180,7 +180,7 @@ class Definition(Block):
     resources: StudyResources = StudyResources()
 
 
-class Study(Block):
+class Study(ConfigModel):
     """A study whose names are resolved: what the jobs follow from.
 
     Attributes:
@@ -197,7 +197,7 @@ class Study(Block):
     raw: str
     preprocessed: str
     results: str
-    definition: Definition
+    definition: StudyConfig
 
     @property
     def trainer_names(self) -> list[str]:

@@ -21,9 +21,9 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from nnunet_godc.atomic_write import atomic_write
 from nnunet_godc.errors import UserError
 from nnunet_godc.locks import is_held
-from nnunet_godc.replacing import replacing
 from nnunet_godc.study.jobs import Job, in_order
 from nnunet_godc.study.trainers import Code
 
@@ -103,7 +103,7 @@ def job_folder(folder: Path, job_id: str) -> JobFolder:
 
 def write_json(path: Path, values: Any) -> None:
     """Replaces the file at once, so that nobody who reads it meanwhile sees half of it."""
-    with replacing(path) as partial:
+    with atomic_write(path) as partial:
         partial.write_text(json.dumps(values, indent=2) + "\n")
 
 
@@ -216,7 +216,7 @@ def is_made(job: Job, state: State) -> bool:
     return job.kind != "preprocess" or _has_data(job)
 
 
-def is_at_work(folder: Path, job: Job) -> bool:
+def is_active(folder: Path, job: Job) -> bool:
     """Whether the job runs or waits in a cluster's queue, as far as is known since the states were last refreshed."""
     return read_state(folder, job.id).status in ("queued", "running") or is_held(job_folder(folder, job.id).lock)
 

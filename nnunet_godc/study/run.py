@@ -18,7 +18,7 @@ from nnunet_godc.study.definition import Study
 from nnunet_godc.study.folder import (
     OWN_FILES,
     current_states,
-    is_at_work,
+    is_active,
     jobs_before,
     read_state,
     read_study_folder,
@@ -154,11 +154,11 @@ def cancel_study(folder: Path) -> int:
     _, jobs = read_study_folder(folder)
     _check_may_write(folder)
     refresh_jobs(folder, jobs)
-    at_work = [job for job in jobs if is_at_work(folder, job)]
+    at_work = [job for job in jobs if is_active(folder, job)]
     _stop_runner(folder)
     for executor in EXECUTORS:
         executor.cancel(folder, jobs)
-    left = [job for job in at_work if is_at_work(folder, job)]
+    left = [job for job in at_work if is_active(folder, job)]
     if left:
         host = read_state(folder, left[0].id).host
         raise UserError(
@@ -187,7 +187,7 @@ def _elsewhere(folder: Path, jobs: Sequence[Job], study: Study) -> Iterator[str]
     """Jobs that would be run a second time by the other executor."""
     for job in jobs:
         submitted = _is_submitted(folder, job)
-        if is_at_work(folder, job) and submitted != (study.definition.resources.executor == "slurm"):
+        if is_active(folder, job) and submitted != (study.definition.resources.executor == "slurm"):
             state = read_state(folder, job.id)
             where = f"is job {state.scheduler_id} of the cluster" if submitted else f"runs on {state.host} itself"
             yield (

@@ -14,7 +14,7 @@ from typing import Any
 
 from nnunet_godc.commands import find_command
 from nnunet_godc.errors import UserError
-from nnunet_godc.shrunken_plans import shrink_plans
+from nnunet_godc.plans import shrink
 from nnunet_godc.study.folder import write_json
 
 
@@ -24,14 +24,14 @@ def vary(source: Path, name: str, sizes: dict[str, Any]) -> Path:
     Args:
         source: plans that nnU-Net has made.
         name: identifier of the new ones.
-        sizes: keywords of `shrink_plans`.
+        sizes: keywords of `nnunet_godc.plans.shrink`.
 
     Raises:
         UserError: there are other plans of that name already, or these cannot be varied so.
     """
     target = source.with_name(f"{name}.json")
     try:
-        varied = shrink_plans(json.loads(source.read_text()), name=name, **sizes)
+        varied = shrink(json.loads(source.read_text()), name=name, **sizes)
     except FileNotFoundError:
         raise UserError(f"there are no plans {source} to vary; plan the dataset first.") from None
     except ValueError as error:

@@ -12,9 +12,9 @@ from typing import Any, get_args
 from pydantic import BaseModel, ValidationError
 
 from nnunet_godc.errors import UserError
-from nnunet_godc.spelling import nearest_name
+from nnunet_godc.spelling import closest_match
 from nnunet_godc.study.checks import OF_DEFINITION, Problem, data_problems, dataset_problem, moved
-from nnunet_godc.study.definition import Block, Definition, Study
+from nnunet_godc.study.definition import ConfigModel, Study, StudyConfig
 from nnunet_godc.study.yaml_positions import Document, YamlError, read_yaml
 
 SHIPPED = resources.files("nnunet_godc.study") / "files"
@@ -23,7 +23,7 @@ AS_TEXT = frozenset({"environment"})  # `off` and `007` reach a job's environmen
 # In place of what a study cannot be without, so that the rest of its file can be checked.
 _PLACEHOLDERS: dict[str, Any] = {"datasets": [0], "trainers": ["nnUNetTrainer"]}
 
-Check = Callable[[Definition], Iterable[Problem]]
+Check = Callable[[StudyConfig], Iterable[Problem]]
 
 
 def shipped_studies() -> list[str]:
@@ -42,7 +42,7 @@ def find_study_file(name: str) -> Path:
         return path
     if name in shipped_studies():
         return Path(str(SHIPPED / f"{name}.yaml"))
-    near = nearest_name(name, shipped_studies())
+    near = closest_match(name, shipped_studies())
     hint = f"did you mean {near}?" if near else f"shipped are {', '.join(shipped_studies())}."
     raise UserError(f"there is no study file {name}, and no shipped study of that name; {hint}")
 
@@ -61,7 +61,7 @@ def find_study_folder(name: str) -> Path:
     return Path(str(values.get("name") or file.stem)).absolute()
 
 
-def read_definition(path: Path) -> Definition:
+def read_definition(path: Path) -> StudyConfig:
     """What a study file says, by itself.
 
     Raises:
@@ -178,9 +178,9 @@ class _Reading:
         if placed:
             raise UserError("\n".join(f"{self.path}, {place}: {sentence}" for place, sentence in dict.fromkeys(placed)))
 
-    def _valid_part(self, values: dict[str, Any]) -> Definition:
+    def _valid_part(self, values: dict[str, Any]) -> StudyConfig:
         try:
-            return Definition.model_validate(values)
+            return StudyConfig.model_validate(values)
         except ValidationError as error:
             details = error.errors()
         # one for each type that a value might have had
@@ -202,7 +202,7 @@ class _Reading:
         for key in self.broken & values.keys():
             if not values[key]:
                 del values[key]
-        return Definition.model_validate(_PLACEHOLDERS | values)
+        return StudyConfig.model_validate(_PLACEHOLDERS | values)
 
 
 def _invalid(details: Any, document: Document) -> Problem:
@@ -211,7 +211,7 @@ def _invalid(details: Any, document: Document) -> Problem:
     if kind == "extra_forbidden":
         block = _block_at(location[:-1])
         known = [field.alias or name for name, field in block.model_fields.items()]
-        near = nearest_name(str(location[-1]), known)
+        near = closest_match(str(location[-1]), known)
         hint = f"did you mean {near!r}?" if near else f"known here: {', '.join(known)}."
         return Problem(location, f"{location[-1]!r} is unknown; {hint}", of_key=True)
     if kind == "missing":
@@ -224,7 +224,7 @@ def _invalid(details: Any, document: Document) -> Problem:
     shown = "a block" if isinstance(value, dict) else "nothing" if value is None else repr(value)
     if kind == "literal_error":
         choices = re.findall(r"'([^']*)'", limits["expected"])
-        near = nearest_name(str(value), choices)
+        near = closest_match(str(value), choices)
         wanted = f"{name} is one of {', '.join(choices)}"
         return Problem(location, f"{value!r}: {wanted}; did you mean {near}?" if near else f"{wanted}, not {value!r}.")
     needed = {
@@ -245,16 +245,16 @@ def _invalid(details: Any, document: Document) -> Problem:
     return Problem(location, f"{name} {needed}, not {shown}." if needed else f"{details['msg']}, not {shown}.")
 
 
-def _block_at(location: tuple[str | int, ...]) -> type[Block]:
+def _block_at(location: tuple[str | int, ...]) -> type[ConfigModel]:
     """The class of the block that a location lies in."""
-    block: type[Block] = Definition
+    block: type[ConfigModel] = StudyConfig
     for part in location:
         if isinstance(part, str) and part in block.model_fields:
             block = next(_classes_in(block.model_fields[part].annotation), block)
     return block
 
 
-def _classes_in(annotation: Any) -> Iterator[type[Block]]:
+def _classes_in(annotation: Any) -> Iterator[type[ConfigModel]]:
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         yield annotation  # type: ignore[misc]
     for inner in get_args(annotation):

@@ -33,7 +33,7 @@ from typing import Any
 
 from nnunet_godc.combined_names import parts_of
 from nnunet_godc.errors import UserError
-from nnunet_godc.spelling import names_of_subclasses, nearest_name, nearest_trainer_name
+from nnunet_godc.spelling import closest_match, closest_trainer, names_of_subclasses
 
 PACKAGES = {"nnunetv2": "nnunetv2", "nnunet_godc": "nnunet-godc"}  # by module; of other bases, the module's name
 
@@ -324,8 +324,8 @@ def ask_nnunet(trainers: Sequence[str], planners: Sequence[str]) -> dict[str, An
     lost_planners = [name for name in planners if find_planner(name) is None]
     # Looking imports all classes that there are, which are the candidates for what was meant.
     known_trainers, known_planners = names_of_subclasses(nnUNetTrainer), names_of_subclasses(ExperimentPlanner)
-    near = {name: nearest_trainer_name(name, known_trainers) for name, trainer in found.items() if trainer is None}
-    near |= {name: nearest_name(name, known_planners) for name in lost_planners}
+    near = {name: closest_trainer(name, known_trainers) for name, trainer in found.items() if trainer is None}
+    near |= {name: closest_match(name, known_planners) for name in lost_planners}
     sys.path[:0] = [str(folder.absolute()) for folder in _users_folders()]  # where nnU-Net has imported them from
     code = {name: _Hierarchy(trainer).code.to_json() for name, trainer in found.items() if trainer is not None}
     return {"code": code, "unknown": near}

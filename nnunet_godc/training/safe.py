@@ -22,8 +22,8 @@ from filelock import FileLock, Timeout
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from torch import Tensor
 
+from nnunet_godc.atomic_write import atomic_write
 from nnunet_godc.errors import UserError
-from nnunet_godc.replacing import replacing
 from nnunet_godc.training.checkpoint import BEST, FINAL, LATEST, bare_network, mismatch, read_checkpoint
 
 LOCK = ".nnunet-godc.training.lock"
@@ -65,7 +65,7 @@ class SafeMixin(nnUNetTrainer):
             return
         path = Path(filename)
         try:
-            with replacing(path) as partial:
+            with atomic_write(path) as partial:
                 super().save_checkpoint(str(partial))
                 # nnU-Net fixes what a checkpoint holds, so what it does not know of is added to the file that it wrote
                 if own := self.own_state():

@@ -9,8 +9,8 @@ from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
 from nnunetv2.utilities.label_handling.label_handling import determine_num_input_channels
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
+from nnunet_godc.atomic_write import atomic_write
 from nnunet_godc.errors import UserError
-from nnunet_godc.replacing import replacing
 from nnunet_godc.training.checkpoint import is_of_alignment, read_checkpoint
 
 # What prediction needs beside the weights. The optimiser's state does not fit the new weights and is left out.
@@ -68,6 +68,6 @@ def warm_start(stock: Path, out: Path, trainer_name: str) -> int:
 
     warm = {name: checkpoint[name] for name in _KEPT if name in checkpoint}
     warm |= {"network_weights": network.state_dict(), "trainer_name": trainer_name}
-    with replacing(out) as partial:
+    with atomic_write(out) as partial:
         torch.save(warm, partial)
     return len(result.missing_keys)

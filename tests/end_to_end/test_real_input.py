@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from nnunet_godc.shrunken_plans import write_shrunken_plans
+from nnunet_godc.plans import write_shrunken_plans
 
 HIPPOCAMPUS = Path(__file__).resolve().parents[3] / "shared" / "data" / "hippocampus"
 

@@ -157,7 +157,7 @@ def test_holm_corrects_over_the_methods_of_one_question():
     tumour = measured(values)
     liver = measured({"stock": base, "C": values["C"]}, label="liver")
     compared = compare(tumour, liver, baseline="stock")
-    of = {(c.method.trainer, c.question.label): c for c in compared}
+    of = {(c.method.trainer, c.endpoint.label): c for c in compared}
     for name, p, factor in (("D", 2 / 2**9, 3), ("E", 2 / 2**8, 2), ("C", 2 / 2**6, 1)):
         assert of[name, "tumour"].p == pytest.approx(p)
         assert of[name, "tumour"].p_holm == pytest.approx(factor * p)

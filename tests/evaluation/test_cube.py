@@ -3,7 +3,7 @@ import pandas as pd
 import pytest
 
 from nnunet_godc.errors import UserError
-from nnunet_godc.evaluation.cube import ALL_STATES, OVER_LABELS, Cube, Question, Side, cubes
+from nnunet_godc.evaluation.cube import ALL_STATES, OVER_LABELS, Cube, Endpoint, Side, cubes
 from nnunet_godc.evaluation.metrics import (
     ABSENT_IN_BOTH,
     ABSENT_IN_PREDICTION,
@@ -36,7 +36,7 @@ def test_methods_and_questions_stand_in_the_order_of_the_measurements():
         measured({"B": [0.1, 0.2], "A": [0.3, 0.4]}), measured({"B": [1, None], "A": [2, None]}, label="liver")
     )
     assert [method.trainer for method in found.methods] == ["B", "A"]
-    assert found.questions == tuple(Question(label, "Dice") for label in (OVER_LABELS, "tumour", "liver"))
+    assert found.endpoints == tuple(Endpoint(label, "Dice") for label in (OVER_LABELS, "tumour", "liver"))
     np.testing.assert_equal(side(found, 0).values, [[0.1, 1], [0.2, NAN]])
     np.testing.assert_equal(side(found, 1).values, [[0.3, 2], [0.4, NAN]])
 
@@ -132,15 +132,15 @@ def test_lesions_are_told_apart_by_the_bins_of_their_volumes():
     frame = pd.concat([lesions(volumes, [0, 1, 1, 1], LESION_SENSITIVITY), lesions(volumes, [0, 8, 6, 7], LESION_DICE)])
     [found] = cubes(frame, (1.0,))
     small, large = "below 1 ml", "1 ml or more"
-    assert set(found.questions) == {
-        Question("tumour", metric, size) for metric in (LESION_SENSITIVITY, LESION_DICE) for size in (small, large)
+    assert set(found.endpoints) == {
+        Endpoint("tumour", metric, size) for metric in (LESION_SENSITIVITY, LESION_DICE) for size in (small, large)
     }
     totals, counts = found.by_patient(side(found).values)
-    of = {question: (list(totals[:, k]), list(counts[:, k])) for k, question in enumerate(found.questions)}
-    assert of[Question("tumour", LESION_SENSITIVITY, small)] == ([0, 1], [1, 1])
-    assert of[Question("tumour", LESION_DICE, large)] == ([8, 7], [1, 1])
+    of = {endpoint: (list(totals[:, k]), list(counts[:, k])) for k, endpoint in enumerate(found.endpoints)}
+    assert of[Endpoint("tumour", LESION_SENSITIVITY, small)] == ([0, 1], [1, 1])
+    assert of[Endpoint("tumour", LESION_DICE, large)] == ([8, 7], [1, 1])
     [whole] = cubes(frame, ())
-    assert {question.bin for question in whole.questions} == {"any volume"}
+    assert {endpoint.bin for endpoint in whole.endpoints} == {"any volume"}
 
 
 @pytest.mark.parametrize(

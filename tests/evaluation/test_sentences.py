@@ -2,7 +2,7 @@ from dataclasses import replace
 
 import pytest
 
-from nnunet_godc.evaluation.cube import OVER_LABELS, Method, Question
+from nnunet_godc.evaluation.cube import OVER_LABELS, Endpoint, Method
 from nnunet_godc.evaluation.inference import Comparison
 from nnunet_godc.evaluation.metrics import (
     ABSENT_IN_BOTH,
@@ -34,7 +34,7 @@ def raised():
     return Comparison(
         dataset="Dataset501_LiTS",
         cross_validated=True,
-        question=Question("tumour", "Dice"),
+        endpoint=Endpoint("tumour", "Dice"),
         method=Method("3d_fullres", "nnUNetPlans", "GODC"),
         against=Method("3d_fullres", "nnUNetPlans", "stock"),
         new_trainings=True,
@@ -86,7 +86,7 @@ def test_one_training_per_side_speaks_of_the_trained_models(single):
 
 
 def test_less_is_said_to_be_lower_and_whether_that_is_better(raised):
-    lower = replace(raised, question=Question("tumour", HD95), **LOWER)
+    lower = replace(raised, endpoint=Endpoint("tumour", HD95), **LOWER)
     assert claim(lower).startswith(
         "GODC lowers HD95 of tumour by 2.5 mm against stock, an improvement (95 % CI 1.0 to 4.0; p = 0.012; "
     )
@@ -97,7 +97,7 @@ def test_less_is_said_to_be_lower_and_whether_that_is_better(raised):
 
 
 def test_where_zero_is_best_more_is_a_deterioration(raised):
-    further = claim(replace(raised, question=Question("tumour", RELATIVE_VOLUME_ERROR)))
+    further = claim(replace(raised, endpoint=Endpoint("tumour", RELATIVE_VOLUME_ERROR)))
     assert "raises Relative volume error (distance from zero) of tumour by 1.8 points" in further
     assert "a deterioration" in further
 
@@ -106,7 +106,7 @@ def test_a_claimed_difference_and_its_ends_are_not_written_as_zero(raised):
     assert "by 1.80 points against stock, an improvement (95 % CI 0.03 to 3.20;" in claim(replace(raised, low=0.0003))
     narrow = replace(raised, difference=0.0021, low=0.0007, high=0.0035)
     assert "by 0.21 points against stock, an improvement (95 % CI 0.07 to 0.35;" in claim(narrow)
-    volume = replace(raised, question=Question("tumour", VOLUME_ERROR), tests=1)
+    volume = replace(raised, endpoint=Endpoint("tumour", VOLUME_ERROR), tests=1)
     tiny = claim(replace(volume, difference=0.00081, low=0.00061, high=0.0012))
     assert "by 0.0008 ml against stock, a deterioration (95 % CI 0.0006 to 0.0012;" in tiny
     alike = claim(replace(volume, difference=2.00005, low=2.00001, high=2.00009))
@@ -122,7 +122,7 @@ def test_without_support_it_says_what_stays_possible(raised):
         "compatible with the data (observed 1.8; p = 0.31 after Holm's correction for 3 comparisons; 118 patients, "
         "2 and 2 trainings per fold)."
     )
-    tiny = replace(unclear, question=Question("tumour", VOLUME_ERROR), difference=0.002, low=-0.04, high=0.04)
+    tiny = replace(unclear, endpoint=Endpoint("tumour", VOLUME_ERROR), difference=0.002, low=-0.04, high=0.04)
     assert "anything from -0.040 to 0.040 ml is compatible with the data (observed 0.002;" in claim(tiny)
 
 
@@ -149,7 +149,7 @@ def test_where_there_is_no_interval_it_says_why(single):
 
 
 def test_a_method_that_misses_the_label_does_not_improve_its_distances(raised):
-    lower = replace(raised, question=Question("tumour", HD95), **LOWER)
+    lower = replace(raised, endpoint=Endpoint("tumour", HD95), **LOWER)
     missing = replace(lower, cases=78, patients=78, undefined_method={ABSENT_IN_PREDICTION: 40}, trainings=(1, 1))
     assert claim(replace(missing, new_trainings=False)) == (
         "On the 78 cases that both define, the trained GODC is 2.5 mm lower in HD95 of tumour than the trained stock "
@@ -178,11 +178,11 @@ def test_a_method_that_misses_the_label_does_not_improve_its_distances(raised):
             "training of GODC.",
         ),
         (
-            {"question": Question(OVER_LABELS, "Dice"), "undefined_method": {ABSENT_IN_PREDICTION: 2}},
+            {"endpoint": Endpoint(OVER_LABELS, "Dice"), "undefined_method": {ABSENT_IN_PREDICTION: 2}},
             "2 cases in which GODC alone predicts nothing of a label.",
         ),
         (
-            {"question": Question("tumour", LESION_DICE, "below 1 ml"), "undefined_method": {NOT_MEASURED: 2}},
+            {"endpoint": Endpoint("tumour", LESION_DICE, "below 1 ml"), "undefined_method": {NOT_MEASURED: 2}},
             "2 lesions at which GODC alone was not measured.",
         ),
     ],
@@ -203,9 +203,9 @@ def test_cases_that_were_not_measured_do_not_make_a_difference_selective(raised)
 
 
 def test_questions_are_counted_since_nothing_is_corrected_for_them(raised):
-    labels = [replace(raised, question=Question(f"label {number}", "Dice")) for number in range(26)]
-    other_table = replace(raised, cross_validated=False, question=Question("label 0", "Dice"))
-    untested = replace(raised, question=Question("label 27", "Dice"), tests=0)
+    labels = [replace(raised, endpoint=Endpoint(f"label {number}", "Dice")) for number in range(26)]
+    other_table = replace(raised, cross_validated=False, endpoint=Endpoint("label 0", "Dice"))
+    untested = replace(raised, endpoint=Endpoint("label 27", "Dice"), tests=0)
     text = multiplicity([*labels, *labels, other_table, untested])
     assert text.startswith("Tests were made for 27 questions (label, metric and lesion size): p-values are corrected ")
     assert "(Holm, up to 3 comparisons), not for the number of questions." in text
@@ -217,9 +217,9 @@ def test_questions_are_counted_since_nothing_is_corrected_for_them(raised):
 
 
 def test_sizes_distances_and_means_are_named():
-    assert subject_of(Question("tumour", LESION_DICE, "below 1 ml")) == "Lesion Dice of tumour, below 1 ml"
-    assert subject_of(Question("tumour", VOLUME_ERROR)) == "Volume error (distance from zero) of tumour"
-    assert subject_of(Question(OVER_LABELS, HD95)) == "HD95, mean over labels"
+    assert subject_of(Endpoint("tumour", LESION_DICE, "below 1 ml")) == "Lesion Dice of tumour, below 1 ml"
+    assert subject_of(Endpoint("tumour", VOLUME_ERROR)) == "Volume error (distance from zero) of tumour"
+    assert subject_of(Endpoint(OVER_LABELS, HD95)) == "HD95, mean over labels"
 
 
 def test_caveats_say_what_the_sentences_speak_of(raised, single):

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from nnunet_godc.study.definition import Definition, Study
+from nnunet_godc.study.definition import Study, StudyConfig
 from nnunet_godc.study.folder import write_jobs, write_json
 from nnunet_godc.study.planning import jobs_of
 from tests.study.workspace import Workspace, stand_ins_for
@@ -55,7 +55,7 @@ def study_folder(nnunet: Path) -> Callable[..., Path]:
     def write(name: str = "s", **keys: object) -> Path:
         folder = nnunet / "out"
         folder.mkdir()
-        definition = Definition.model_validate({"datasets": [901], **keys})
+        definition = StudyConfig.model_validate({"datasets": [901], **keys})
         folders = {name: str(nnunet / name) for name in ("raw", "preprocessed", "results")}
         study = Study(name=name, datasets=[DATASET], definition=definition, **folders)
         write_json(folder / "study.json", study.model_dump(by_alias=True))

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from nnunet_godc.study.definition import Definition, Study
+from nnunet_godc.study.definition import Study, StudyConfig
 from nnunet_godc.study.jobs import Job, dependents, in_order
 from nnunet_godc.study.planning import jobs_of
 
@@ -16,7 +16,7 @@ DATASET = "Dataset901_Tiny"
 
 
 def study(**keys: object) -> Study:
-    definition = Definition.model_validate({"datasets": [901], "trainers": ["nnUNetTrainer"], "folds": [0], **keys})
+    definition = StudyConfig.model_validate({"datasets": [901], "trainers": ["nnUNetTrainer"], "folds": [0], **keys})
     folders = {"raw": "/raw", "preprocessed": "/preprocessed", "results": "/results"}
     return Study(name="s", datasets=[DATASET], definition=definition, **folders)
 

@@ -10,7 +10,7 @@ import pytest
 
 from nnunet_godc.errors import UserError
 from nnunet_godc.study.checks import Problem, class_problems
-from nnunet_godc.study.definition import Definition
+from nnunet_godc.study.definition import StudyConfig
 from nnunet_godc.study.study_file import (
     find_study_file,
     find_study_folder,
@@ -293,7 +293,7 @@ class TestClasses:
 
     @staticmethod
     def problems(**keys: object) -> list[Problem]:
-        definition = Definition.model_validate({"datasets": [901], **keys})
+        definition = StudyConfig.model_validate({"datasets": [901], **keys})
         planners = [plans.planner for plans in definition.plans if plans.planner]
         return list(class_problems(definition, look_up(definition.trainers, planners)))
 

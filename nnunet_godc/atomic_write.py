@@ -7,7 +7,7 @@ from pathlib import Path
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[Path]:
+def atomic_write(path: Path) -> Iterator[Path]:
     """A temporary name beside `path`, which takes its place at the end; on any error it is removed and `path` stays.
 
     What an interrupted run left under the temporary name is removed first.
@@ -22,8 +22,8 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def replacing_all(paths: Sequence[Path]) -> Iterator[list[Path]]:
-    """As `replacing`, for files that belong together: on any error, all of `paths` stay, or come back."""
+def atomic_write_all(paths: Sequence[Path]) -> Iterator[list[Path]]:
+    """As `atomic_write`, for files that belong together: on any error, all of `paths` stay, or come back."""
     temporaries = [_temporary(path) for path in paths]
     former = [path.with_name(f".{path.name}.former") for path in paths]
     replaced = []

@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from nnunet_godc.replacing import replacing_all
+from nnunet_godc.atomic_write import atomic_write_all
 
 
 @pytest.fixture
@@ -19,7 +19,7 @@ def contents(folder):
 
 
 def write_new(paths, failing=""):
-    with replacing_all(paths) as temporaries:
+    with atomic_write_all(paths) as temporaries:
         for path, temporary in zip(paths, temporaries, strict=True):
             if path.name == failing:
                 raise OSError("disk full")
@@ -27,7 +27,7 @@ def write_new(paths, failing=""):
 
 
 def test_files_that_belong_together_are_replaced_together(paths, tmp_path):
-    with replacing_all(paths) as temporaries:
+    with atomic_write_all(paths) as temporaries:
         for temporary in temporaries:
             temporary.write_text("new")
         assert contents(tmp_path).items() >= {"a": "old a", "c": "old c"}.items()

@@ -3,7 +3,7 @@ import json
 
 import pytest
 
-from nnunet_godc.shrunken_plans import shrink_plans, write_shrunken_plans
+from nnunet_godc.plans import shrink, write_shrunken_plans
 
 PLANS = {
     "plans_name": "nnUNetPlans",
@@ -34,7 +34,7 @@ SIZE = {"patch_size": (16, 32, 32), "features": 8, "stages": 3}
 
 
 def test_the_copy_is_small_and_keeps_the_planned_kernels_and_strides():
-    shrunken = shrink_plans(PLANS, name="nnUNetPlansDemo", **SIZE)
+    shrunken = shrink(PLANS, name="nnUNetPlansDemo", **SIZE)
     assert shrunken["plans_name"] == "nnUNetPlansDemo"
     assert list(shrunken["configurations"]) == ["3d_fullres"]
     configuration = shrunken["configurations"]["3d_fullres"]
@@ -51,18 +51,18 @@ def test_the_copy_is_small_and_keeps_the_planned_kernels_and_strides():
 
 
 def test_preprocessed_data_of_the_planned_network_is_not_mistaken_for_that_of_the_copy():
-    configuration = shrink_plans(PLANS, name="nnUNetPlansDemo", **SIZE)["configurations"]["3d_fullres"]
+    configuration = shrink(PLANS, name="nnUNetPlansDemo", **SIZE)["configurations"]["3d_fullres"]
     assert configuration["data_identifier"] == "nnUNetPlansDemo_3d_fullres"
 
 
 def test_a_given_spacing_replaces_the_planned_one():
-    configuration = shrink_plans(PLANS, name="demo", spacing=(6, 5, 5), **SIZE)["configurations"]["3d_fullres"]
+    configuration = shrink(PLANS, name="demo", spacing=(6, 5, 5), **SIZE)["configurations"]["3d_fullres"]
     assert configuration["spacing"] == [6, 5, 5]
 
 
 def test_the_planned_network_stays_as_it_was():
     before = copy.deepcopy(PLANS)
-    shrink_plans(PLANS, name="demo", spacing=(6, 5, 5), **SIZE)
+    shrink(PLANS, name="demo", spacing=(6, 5, 5), **SIZE)
     assert before == PLANS
 
 
@@ -76,12 +76,12 @@ def test_the_planned_network_stays_as_it_was():
 )
 def test_a_size_that_the_network_cannot_have_is_refused(change, message):
     with pytest.raises(ValueError, match=message):
-        shrink_plans(PLANS, name="demo", **{**SIZE, **change})
+        shrink(PLANS, name="demo", **{**SIZE, **change})
 
 
 def test_a_plan_for_2d_data_is_refused():
     with pytest.raises(ValueError, match="hold no 3d_fullres"):
-        shrink_plans({**PLANS, "configurations": {"2d": {}}}, name="demo", **SIZE)
+        shrink({**PLANS, "configurations": {"2d": {}}}, name="demo", **SIZE)
 
 
 def test_the_file_is_written_beside_the_planned_one(tmp_path):
@@ -89,18 +89,18 @@ def test_the_file_is_written_beside_the_planned_one(tmp_path):
     planned.write_text(json.dumps(PLANS))
     written = write_shrunken_plans(planned, name="nnUNetPlansDemo", **SIZE)
     assert written == tmp_path / "nnUNetPlansDemo.json"
-    assert json.loads(written.read_text()) == shrink_plans(PLANS, name="nnUNetPlansDemo", **SIZE)
+    assert json.loads(written.read_text()) == shrink(PLANS, name="nnUNetPlansDemo", **SIZE)
     assert json.loads(planned.read_text()) == PLANS
 
 
 def test_another_configuration_can_be_kept():
     both = {"3d_lowres": PLANS["configurations"]["3d_fullres"], **PLANS["configurations"]}
     planned = {**PLANS, "configurations": both}
-    shrunken = shrink_plans(planned, name="small", configuration="3d_lowres", **SIZE)
+    shrunken = shrink(planned, name="small", configuration="3d_lowres", **SIZE)
     assert list(shrunken["configurations"]) == ["3d_lowres"]
     assert shrunken["configurations"]["3d_lowres"]["data_identifier"] == "small_3d_lowres"
 
 
 def test_a_patch_with_another_number_of_axes_is_refused():
     with pytest.raises(ValueError, match=r"patch size \[32, 32\]: 3d_fullres has 3 axes"):
-        shrink_plans(PLANS, name="demo", **{**SIZE, "patch_size": (32, 32)})
+        shrink(PLANS, name="demo", **{**SIZE, "patch_size": (32, 32)})

@@ -12,7 +12,7 @@ from typing import Any
 CONFIGURATION = "3d_fullres"  # the one that is kept unless another is named
 
 
-def shrink_plans(
+def shrink(
     plans: dict[str, Any],
     *,
     name: str,
@@ -71,8 +71,8 @@ def shrink_plans(
 
 
 def write_shrunken_plans(planned: Path, *, name: str, **size: Any) -> Path:
-    """Shrink the plans file `planned` into ``<name>.json`` beside it; keywords as for `shrink_plans`."""
-    shrunken = shrink_plans(json.loads(planned.read_text()), name=name, **size)
+    """Shrink the plans file `planned` into ``<name>.json`` beside it; keywords as for `shrink`."""
+    shrunken = shrink(json.loads(planned.read_text()), name=name, **size)
     target = planned.with_name(f"{name}.json")
     target.write_text(json.dumps(shrunken, indent=4))
     return target
