@@ -6,6 +6,7 @@ import resource
 import signal
 import time
 from collections.abc import Callable, Iterator
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -256,24 +257,29 @@ class TestInterruption:
             trainer.run_training()
             return trainer
 
+        def alarm_after(batches: int, seconds: float) -> Callable[[Short, dict[str, Any]], dict[str, Any]]:
+            drawn = count(1)
+
+            def on_batch(trainer: Short, batch: dict[str, Any]) -> dict[str, Any]:
+                if next(drawn) == batches:
+                    signal.setitimer(signal.ITIMER_REAL, seconds)
+                return batch
+
+            return on_batch
+
         random = np.random.default_rng(0)
         reached = []
         for _ in range(KILLS_OF_TRAININGS):
-            pipe = os.pipe()
+            batches, seconds = int(random.integers(1, 12)), random.uniform(0.001, 0.05)
             child = os.fork()
             if child == 0:
                 torch.set_num_threads(1)
+                signal.signal(signal.SIGALRM, signal.SIG_DFL)  # ends a process as SIGKILL does
                 try:
-                    go_on(on_batch=lambda trainer, batch, told=pipe[1]: os.write(told, b".") and batch)
+                    go_on(on_batch=alarm_after(batches, seconds))
                 finally:
                     os._exit(1)
-            os.close(pipe[1])
-            for _ in range(random.integers(1, 12)):  # by batches, so that a slow machine gets as far as a fast one
-                assert os.read(pipe[0], 1), "the training has ended before it was killed"
-            time.sleep(random.uniform(0, 0.05))
-            os.kill(child, signal.SIGKILL)
-            os.waitpid(child, 0)
-            os.close(pipe[0])
+            assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGALRM
             latest = folder_of(make_short(OftenSaved)) / LATEST
             reached.append(epoch_of(latest) if latest.exists() else 0)
         assert reached == sorted(reached)
