@@ -23,6 +23,15 @@ WORKSPACE = 0.5
 SMALLEST_WORKSPACE = 64 * 2**20
 
 
+def why_unusable() -> None:
+    """It runs wherever PyTorch does."""
+
+
+def supports(arguments: Arguments) -> bool:
+    """Any call."""
+    return True
+
+
 def forward(arguments: Arguments, bias: Tensor | None) -> Tensor:
     """Deformable convolution; arguments and result as in :func:`nnunet_godc.ops.deform_conv`."""
     call = _Call(arguments)

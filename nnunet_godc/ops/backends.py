@@ -1,7 +1,7 @@
 """Which implementation runs a deformable convolution.
 
 A backend computes the same function as the plain-PyTorch reference, for the tensors it supports, and the fastest usable
-one is taken. Adding one is adding an entry to `BACKENDS`; removing it leaves a working project.
+one is taken. Each is a module; adding one is adding it to `BACKENDS`, and removing it leaves a working project.
 """
 
 from __future__ import annotations
@@ -35,35 +35,9 @@ class Backend:
 
 
 # Fastest first; the reference comes last and takes everything.
-BACKENDS = (
-    Backend(
-        name="cuda",
-        forward=_cuda.forward,
-        backward=_cuda.backward,
-        why_unusable=_cuda.why_unusable,
-        supports=_cuda.supports,
-    ),
-    Backend(
-        name="triton",
-        forward=_triton.forward,
-        backward=_triton.backward,
-        why_unusable=_triton.why_unusable,
-        supports=_triton.supports,
-    ),
-    Backend(
-        name="numba",
-        forward=_numba.forward,
-        backward=_numba.backward,
-        why_unusable=_numba.why_unusable,
-        supports=_numba.supports,
-    ),
-    Backend(
-        name="reference",
-        forward=_reference.forward,
-        backward=_reference.backward,
-        why_unusable=lambda: None,
-        supports=lambda arguments: True,
-    ),
+BACKENDS = tuple(
+    Backend(name, module.forward, module.backward, module.why_unusable, module.supports)
+    for name, module in (("cuda", _cuda), ("triton", _triton), ("numba", _numba), ("reference", _reference))
 )
 
 

@@ -312,7 +312,7 @@ def _objects(
     loaded: Any = _Loaded({case.name: case for case in cases})
     losses, background = _losses(predictor, checkpoint, trainer)
     heads = _heads(predictor, background=background)
-    values = manager.foreground_regions if manager.has_regions else manager.all_labels
+    values = [value for _, value in _heads(predictor, background=True)]
     rows: list[dict[str, Any]] = []
     with random_numbers(SEED):
         loader = nnUNetDataLoader(loaded, size, patch, patch, manager, FOREGROUND)

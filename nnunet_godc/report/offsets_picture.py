@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +23,7 @@ from nnunet_godc.report.views import (
     TEXT,
     draw_outline,
     fitted,
+    png_of,
     ras_affine,
 )
 
@@ -199,9 +199,7 @@ def _draw(
     handles = [Line2D([], [], color=colour, lw=1.8) for _, colour in masks] + [Line2D([], [], color=ARROW, lw=1.4)]
     figure.legend(handles, ["reference", "prediction", "mean offset of the taps"], loc="lower left", ncols=3,
                   frameon=False, fontsize=8.5, labelcolor=TEXT, bbox_to_anchor=(gap / width - 0.01, 0))  # fmt: skip
-    content = io.BytesIO()
-    figure.savefig(content, format="png", dpi=DOTS, metadata={"Software": None})
-    return content.getvalue(), [round(width * DOTS), round(height * DOTS)]
+    return png_of(figure), [round(width * DOTS), round(height * DOTS)]
 
 
 _OPPOSITE = dict(zip("LRAPIS", "RLPASI", strict=True))

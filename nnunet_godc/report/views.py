@@ -291,11 +291,8 @@ def _draw(crop: _Crop, task: Task, label: str, path: Path, *, small: bool = Fals
             fontsize=8,
             ha="right",
         )
-    drawn = io.BytesIO()
-    figure.savefig(drawn, format="png", dpi=DOTS, metadata={"Software": None})
-    with Image.open(drawn) as picture, atomic_write(path) as temporary:
-        # grey levels and two colours: a palette takes less than half of the room
-        picture.convert("RGB").quantize(256, dither=Image.Dither.NONE).save(temporary, format="png")
+    with atomic_write(path) as temporary:
+        temporary.write_bytes(png_of(figure))
     return round(width * DOTS), round(height * DOTS)
 
 
@@ -360,6 +357,15 @@ def draw_outline(panel: Any, mask: NDArray[np.bool_], extent: tuple[float, ...],
     for r, c in np.argwhere(padded[1:, :] != padded[:-1, :]):
         segments.append([((c - 1) * across, extent[3] - r * down), (c * across, extent[3] - r * down)])
     panel.add_collection(LineCollection(segments, colors=colour, linewidths=width, capstyle="round"))
+
+
+def png_of(figure: Any) -> bytes:
+    """Of a matplotlib figure; in grey levels and a few colours, it takes less than half of the room with a palette."""
+    drawn, small = io.BytesIO(), io.BytesIO()
+    figure.savefig(drawn, format="png", dpi=DOTS, metadata={"Software": None})
+    with Image.open(drawn) as picture:
+        picture.convert("RGB").quantize(256, dither=Image.Dither.NONE).save(small, format="png")
+    return small.getvalue()
 
 
 def fitted(name: str, inches: float) -> str:

@@ -13,8 +13,9 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from nnunet_godc.ops import _cuda, _nvrtc, _reference, backends, deform_conv
-from nnunet_godc.ops._geometry import Arguments, output_size
+from nnunet_godc.ops._geometry import Arguments
 from nnunet_godc.ops._triton_launch import Call
+from tests.ops import interpreted_triton
 
 ON_CPU = Path(__file__).with_name("cuda_on_cpu.h")
 H100, A100, CONSUMER = 232448, 166912, 101376  # bytes of shared memory that a block may have
@@ -24,17 +25,10 @@ TOLERANCE = {torch.float16: 1e-3, torch.bfloat16: 8e-3}
 
 
 @dataclass(frozen=True)
-class Case:
+class Case(interpreted_triton.Case):
     size: tuple[int, ...] = (3, 5, 9)  # two tiles along each axis
     kernel: tuple[int, ...] = (3, 3, 3)
-    batch: int = 1
-    channels: int = 16
-    outputs: int = 16
-    offset_groups: int = 1
-    displaced: int = 3
-    stride: int = 1
-    dilation: int = 1
-    spread: float = 1.0  # of the offsets
+    spread: float = 1.0
     dtype: torch.dtype = torch.float16
     offset_dtype: torch.dtype = torch.float16
     shared_memory: int = H100
@@ -65,27 +59,8 @@ CASES = {
 
 def tensors(case):
     """Grad of the output, and the arguments."""
-    generator = torch.Generator().manual_seed(0)
-
-    def normal(*shape):
-        return torch.randn(shape, generator=generator)
-
-    taps = math.prod(case.kernel)
-    padding = [case.dilation * (k // 2) for k in case.kernel]
-    strides, dilations = [case.stride] * len(case.kernel), [case.dilation] * len(case.kernel)
-    size = output_size(case.size, case.kernel, strides, padding, dilations)
-    offset = normal(case.batch, case.offset_groups * taps * case.displaced, *size) * case.spread
-    arguments = Arguments(
-        normal(case.batch, case.channels, *case.size).to(case.dtype),
-        offset.to(case.offset_dtype),
-        normal(case.outputs, case.channels, *case.kernel).to(case.dtype),
-        None,
-        padding,
-        dilations,
-        case.offset_groups,
-        strides,
-    )
-    return normal(case.batch, case.outputs, *size).to(case.dtype), arguments
+    grad, input, offset, weight, _, mask, rest = interpreted_triton.tensors(case)
+    return grad, Arguments(input, offset, weight, mask, *rest)
 
 
 def in_float64(arguments):
@@ -175,7 +150,7 @@ def test_a_gradient_of_zero_stays_zero(on_cpu):
 @pytest.mark.parametrize("spread", [1.0, 8.0])
 def test_a_gradient_that_is_not_finite_shows_wherever_it_does_in_the_reference(on_cpu, value, spread):
     """GradScaler has to find it."""
-    grad, arguments = tensors(replace(PLAIN, size=(3, 5, 9), spread=spread))
+    grad, arguments = tensors(replace(PLAIN, size=(6, 9, 12), spread=spread))
     grad[0, 3, 1, 2, 4] = value
     grad_input, grad_offset = on_cpu(grad, arguments)
     assert not grad_offset[0, :, 1, 2, 4].isfinite().any()
