@@ -1,6 +1,7 @@
 """What happens to a training that is interrupted, has no room, finds a broken checkpoint, or is given bad data."""
 
 import errno
+import multiprocessing
 import os
 import resource
 import signal
@@ -65,6 +66,31 @@ class OftenSaved(ShortRunning):
     def set_hyperparameters(self) -> None:
         super().set_hyperparameters()
         self.save_every = 1
+
+
+def go_on(trainer: nnUNetTrainer) -> None:
+    """What `--c` does."""
+    maybe_load_checkpoint(trainer, continue_training=True, validation_only=False)
+    trainer.run_training()
+
+
+def train_until_alarm(
+    arguments: dict[str, Any], batch: dict[str, Any], environment: dict[str, str], *, batches: int, seconds: float
+) -> None:
+    """Goes on with a training in a process of its own, which ends by a signal so long after so many batches."""
+    os.environ.update(environment)
+    torch.set_num_threads(1)
+    signal.signal(signal.SIGALRM, signal.SIG_DFL)  # ends a process as SIGKILL does
+    drawn = count(1)
+
+    def on_batch(trainer: Short, batch: dict[str, Any]) -> dict[str, Any]:
+        if next(drawn) == batches:
+            signal.setitimer(signal.ITIMER_REAL, seconds)
+        return batch
+
+    members = {"make_batch": lambda trainer: batch, "on_batch": staticmethod(on_batch)}
+    MetaLogger.plot_progress_png = lambda *_: None
+    go_on(type(OftenSaved.__name__, (OftenSaved,), members)(**arguments))
 
 
 @pytest.fixture
@@ -250,41 +276,30 @@ class TestInterruption:
 
     @pytest.mark.slow
     def test_a_training_killed_twenty_times_ends_with_a_history_without_a_hole(self, make_short: MakeTrainer) -> None:
-        def go_on(**members: Any) -> nnUNetTrainer:
-            """What `--c` does."""
-            trainer = make_short(OftenSaved, **members)
-            maybe_load_checkpoint(trainer, continue_training=True, validation_only=False)
-            trainer.run_training()
-            return trainer
-
-        def alarm_after(batches: int, seconds: float) -> Callable[[Short, dict[str, Any]], dict[str, Any]]:
-            drawn = count(1)
-
-            def on_batch(trainer: Short, batch: dict[str, Any]) -> dict[str, Any]:
-                if next(drawn) == batches:
-                    signal.setitimer(signal.ITIMER_REAL, seconds)
-                return batch
-
-            return on_batch
-
+        # Forked from a process that has never trained: autograd refuses to work in a child of one that has.
+        clean = multiprocessing.get_context("forkserver")
+        clean.set_forkserver_preload(["nnunetv2.run.run_training", "nnunet_godc.training"])
         random = np.random.default_rng(0)
+        first = make_short(OftenSaved)
+        first.initialize()
+        arguments = {**first.my_init_kwargs, "plans": {**first.my_init_kwargs["plans"], "continue_training": False}}
+        batch, latest = type(first).make_batch(first), folder_of(first) / LATEST
         reached = []
         for _ in range(KILLS_OF_TRAININGS):
-            batches, seconds = int(random.integers(1, 12)), random.uniform(0.001, 0.05)
-            child = os.fork()
-            if child == 0:
-                torch.set_num_threads(1)
-                signal.signal(signal.SIGALRM, signal.SIG_DFL)  # ends a process as SIGKILL does
-                try:
-                    go_on(on_batch=alarm_after(batches, seconds))
-                finally:
-                    os._exit(1)
-            assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGALRM
-            latest = folder_of(make_short(OftenSaved)) / LATEST
+            child = clean.Process(
+                target=train_until_alarm,
+                args=(arguments, batch, dict(os.environ)),
+                kwargs={"batches": int(random.integers(1, 12)), "seconds": random.uniform(0.001, 0.05)},
+            )
+            child.start()
+            child.join()
+            assert child.exitcode == -signal.SIGALRM
             reached.append(epoch_of(latest) if latest.exists() else 0)
         assert reached == sorted(reached)
         assert 5 < reached[-1] < EPOCHS_WITH_KILLS
-        trained = read_checkpoint(folder_of(go_on()) / FINAL)
+        trainer = make_short(OftenSaved)
+        go_on(trainer)
+        trained = read_checkpoint(folder_of(trainer) / FINAL)
         assert trained["current_epoch"] == EPOCHS_WITH_KILLS
         lengths = {len(values) for values in trained["logging"].values()}
         assert lengths == {EPOCHS_WITH_KILLS}
