@@ -1,6 +1,6 @@
 """How often the intervals hold the truth and the tests reject it, on simulated metrics whose truth is known.
 
-Each simulated study is a column for `nnunet_godc.evaluation.statistics`, so that thousands are one call. Studies of one
+Each simulated study is a column for `nnunet_godc.evaluation.intervals`, so that thousands are one call. Studies of one
 batch share their resamples; batches do not.
 """
 
@@ -15,14 +15,14 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from nnunet_godc.evaluation.bootstrap import ratios
-from nnunet_godc.evaluation.paired_tests import sign_flip_p_values, signed_rank_p_values
-from nnunet_godc.evaluation.statistics import (
+from nnunet_godc.evaluation.intervals import (
     Interval,
     mean_intervals,
     median_intervals,
     proportion_intervals,
     standardised_differences,
 )
+from nnunet_godc.evaluation.paired_tests import sign_flip_p_values, signed_rank_p_values
 
 Floats = NDArray[np.float64]
 Study = tuple[Floats, Floats]  # totals and counts, (patients, studies)

@@ -1,8 +1,8 @@
 """An in-house collection of CT scans with masks of the pancreas or its tumour, in whatever formats it comes."""
 
 import argparse
-import re
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -91,28 +91,10 @@ def collection(arguments: argparse.Namespace) -> Collection:
     Raises:
         UserError: the label map is none.
     """
-    numbers: dict[str, int] = {}
-    values: dict[int, int] = {}
-    segments: list[tuple[str, int]] = []
-    others: int | None = None
-    for entry in arguments.label_map:
-        source, equals, label = (part.strip() for part in entry.rpartition("="))
-        if not (source and equals and label):
-            raise UserError(f"--label-map {entry!r} is not of the form FROM=LABEL, such as 2=tumour")
-        number = 0 if label == "background" else numbers.setdefault(label, len(numbers) + 1)
-        if source == OTHERS:
-            others = number
-        elif re.fullmatch(r"\d+", source):
-            if not 0 < int(source) < 256:
-                raise UserError(f"--label-map {entry!r}: a mask's value lies between 1 and 255")
-            values[int(source)] = number
-        else:
-            segments.append((source, number))
-    if not numbers:
-        raise UserError("--label-map leaves nothing but background; name at least one label")
-    if others is not None:
-        values = {**dict.fromkeys(range(1, 256), others), **values}
-    names = {number: label for label, number in numbers.items()}
+    names, entries = label_map(arguments.label_map)
+    values = {value: entries[OTHERS] for value in range(1, 256) if OTHERS in entries}
+    values |= {int(source): number for source, number in entries.items() if source.isdecimal()}
+    segments = tuple((source, n) for source, n in entries.items() if source != OTHERS and not source.isdecimal())
     tumour = next((n for n, name in names.items() if fnmatchcase(name.lower(), "*tumo*r*") or name == "lesion"), None)
     pancreas = next((n for n, name in names.items() if name.lower() == "pancreas"), None)
     regions = {}
@@ -121,13 +103,37 @@ def collection(arguments: argparse.Namespace) -> Collection:
     return Collection(
         title="in-house pancreas collection",
         dataset_name="PancreasTumour",
-        rules=LabelMap(names=names, values=values, segments=tuple(segments), region_of=regions),
+        rules=LabelMap(names=names, values=values, segments=segments, region_of=regions),
         tumour=tumour,
         label_grid=arguments.label_grid,
         reference="",
         licence="not for distribution",
         private=True,
     )
+
+
+def label_map(written: Sequence[str]) -> tuple[dict[int, str], dict[str, int]]:
+    """The labels' names by their numbers, and the number that each FROM becomes, in the order in which they appear.
+
+    Raises:
+        UserError: an entry is not of the form FROM=LABEL or contradicts another one, or no label is named.
+    """
+    numbers: dict[str, int] = {}
+    entries: dict[str, int] = {}
+    for entry in written:
+        source, equals, label = (part.strip() for part in entry.rpartition("="))
+        if not (source and equals and label):
+            raise UserError(f"--label-map {entry!r} is not of the form FROM=LABEL, such as 2=tumour")
+        if source.isdecimal():
+            source = str(int(source))
+            if not 0 < int(source) < 256:
+                raise UserError(f"--label-map {entry!r}: a mask's value lies between 1 and 255")
+        number = 0 if label == "background" else numbers.setdefault(label, len(numbers) + 1)
+        if entries.setdefault(source, number) != number:
+            raise UserError(f"--label-map {entry!r}: an earlier entry gives {source} another label; keep one of them")
+    if not numbers:
+        raise UserError("--label-map leaves nothing but background; name at least one label")
+    return {number: label for label, number in numbers.items()}, entries
 
 
 def find_cases(root: Path, arguments: argparse.Namespace) -> CollectionListing:

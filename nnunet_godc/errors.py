@@ -2,4 +2,4 @@
 
 
 class UserError(Exception):
-    """One sentence: what is wrong, where, and how to mend it. The command line prints it and exits with 1."""
+    """One sentence: what is wrong, where, and how to fix it. The command line prints it and exits with 1."""

@@ -18,7 +18,7 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from nnunet_godc.evaluation.statistics import mean_intervals
+from nnunet_godc.evaluation.intervals import mean_intervals
 
 matplotlib.use("agg")
 from matplotlib import pyplot as plt

@@ -4,6 +4,7 @@ import argparse
 import signal
 import sys
 import threading
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from types import FrameType
@@ -79,7 +80,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs `nnunet-godc` with `argv` (default: the process's own arguments) and returns the exit status."""
     arguments = build_parser().parse_args(argv)
     try:
-        with _sigterm_raises():
+        with _sigterm_raises(), warnings.catch_warnings():
+            # torch warns of its own future while nnU-Net imports it, which is nothing to do for anybody here.
+            warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.")
             status: int = arguments.run(arguments)
     except UserError as error:
         print(f"nnunet-godc: {error}", file=sys.stderr)

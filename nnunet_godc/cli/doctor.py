@@ -11,7 +11,6 @@ import re
 import shutil
 import site
 import sys
-import warnings
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +23,7 @@ from nnunet_godc.compatibility import nnunet_problem
 PLUGIN_FOLDER = Path(nnunet_godc.__file__).with_name("_nnunet_plugin")
 HOOK = "nnunet_godc.pth"
 REINSTALL = "run `pip install --force-reinstall --no-deps nnunet-godc` (or from your checkout: `pip install -e .`)."
-SEE_ABOVE = "mend what is reported above, or reinstall nnunet-godc."
+SEE_ABOVE = "fix what is reported above, or reinstall nnunet-godc."
 _FOLDERS = {
     "nnUNet_raw": "the data sets as you bring them",
     "nnUNet_preprocessed": "plans and preprocessed data",
@@ -60,10 +59,7 @@ def run(arguments: argparse.Namespace) -> int:
     number_of_problems = 0
     for title, check in checks.items():
         print(title, flush=True)  # before the check: importing torch and nnU-Net takes a while
-        with warnings.catch_warnings():
-            # torch warns of its own future while nnU-Net imports it, which is nothing to do for anybody here.
-            warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.")
-            findings = list(check())
+        findings = list(check())
         print(shown(format_findings(findings)), end="\n\n")
         number_of_problems += sum(finding.status == "problem" for finding in findings)
     if number_of_problems == 0:
@@ -184,7 +180,7 @@ def check_trainers() -> Iterator[Finding]:
                 "problem",
                 "your folder",
                 f"{entry} cannot be imported: {_in_one_line(error)}",
-                "mend that module or take its folder out of nnUNet_extTrainer: nnU-Net stops there, before ours.",
+                "fix that module or take its folder out of nnUNet_extTrainer: nnU-Net stops there, before ours.",
             )
         else:
             yield Finding("ok", "your folder", entry)

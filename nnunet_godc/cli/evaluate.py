@@ -48,7 +48,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "-djfile", type=Path, metavar="FILE", help="dataset.json, default: that beside the predictions"
     )
     predictions.add_argument("-pfile", type=Path, metavar="FILE", help="plans.json, default: that beside them")
-    predictions.add_argument("--chill", action="store_true", help="references without a prediction are no problem")
+    predictions.add_argument("--chill", action="store_true", help="references without a prediction are not a problem")
 
     what = parser.add_argument_group("what is measured")
     what.add_argument(

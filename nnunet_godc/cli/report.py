@@ -37,28 +37,28 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     from nnunet_godc.evaluation import evaluate
     from nnunet_godc.report.assets import check_packages
-    from nnunet_godc.report.tables import sort_tables
+    from nnunet_godc.report.sources import sort_sources
 
     check_packages()
-    tables = sort_tables(arguments.results)
+    sources = sort_sources(arguments.results)
     with progress_bar("measuring") as show:
         evaluation = evaluate(
-            tables.results,
+            sources.results,
             arguments.out,
             patients=arguments.patients,
             baseline=arguments.baseline,
             workers=arguments.np,
             progress=show,
         )
-    for folder in tables.running:
+    for folder in sources.running:
         print(f"{folder} has no validation results yet: it is in the training curves alone")
     page = write_page_of(
         evaluation,
         arguments,
-        epochs=tables.epochs,
-        volumes=tables.volumes,
-        running=tables.running,
-        explained=tables.explained,
+        epochs=sources.epochs,
+        volumes=sources.volumes,
+        running=sources.running,
+        explained=sources.explained,
     )
     status = show_problems([*evaluation.problems, *page.problems])
     if arguments.serve:

@@ -68,14 +68,12 @@ def align_label(
     target = image_grid.reoriented(orientation)[0]
     grid = grids[0] if grids else None
     if grid is not None:
-        for image_form in image_grids:
-            for form in grids:
-                on_image = Volume(stored, form).reoriented(image_form.orientation)
-                if on_image.grid.matches(image_form):
-                    log.repairs.extend(header_log.repairs)
-                    if image_form is not image_grid or form is not grid:
-                        log.repairs.append("label fits its image by qform, not by sform: laid onto its voxels")
-                    return Volume(on_image.voxels, image_grid).reoriented(orientation).voxels, grid
+        if (fitting := _fitting(stored, grids, image_grids)) is not None:
+            voxels, by_first = fitting
+            log.repairs.extend(header_log.repairs)
+            if not by_first:
+                log.repairs.append("label fits its image by qform, not by sform: laid onto its voxels")
+            return Volume(voxels, image_grid).reoriented(orientation).voxels, grid
         if policy == "physical":
             log.repairs.extend(header_log.repairs)
             return _resampled(Volume(stored, grid).reoriented(orientation), target, log), grid
@@ -105,6 +103,18 @@ def align_label(
     placed = Volume(stored, image_grid).reoriented(orientation).voxels
     _compare_flips(placed, image, log)
     return placed, grid
+
+
+def _fitting(
+    stored: NDArray[Label], grids: Sequence[Grid], image_grids: Sequence[Grid]
+) -> tuple[NDArray[Label], bool] | None:
+    """The label in the image's order of axes, if one of its grids is one of the image's; and if these are the first."""
+    for image_grid in image_grids:
+        for grid in grids:
+            on_image = Volume(stored, grid).reoriented(image_grid.orientation)
+            if on_image.grid.matches(image_grid):
+                return on_image.voxels, image_grid is image_grids[0] and grid is grids[0]
+    return None
 
 
 def _resampled(label: Volume[Label], target: Grid, log: CaseLog) -> NDArray[Label]:

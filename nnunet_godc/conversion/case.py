@@ -244,7 +244,7 @@ class _OpenedCase:
         if voxels.dtype.kind == "f":
             broken = sum(int(np.count_nonzero(~np.isfinite(voxels[:, :, k]))) for k in range(voxels.shape[2]))
             if broken:
-                raise CaseError(f"the image holds {broken} voxels that are no finite number; fix it")
+                raise CaseError(f"the image holds {broken} voxels that are not finite numbers; fix it")
         return cls(source, settings, log, file, grids, Volume(voxels, grids[0]).reoriented(settings.orientation))
 
     @property

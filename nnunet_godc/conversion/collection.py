@@ -15,9 +15,9 @@ from nnunet_godc.conversion.files import ending_of, inside
 from nnunet_godc.conversion.geometry import Triple
 from nnunet_godc.conversion.labels import LabelMap
 from nnunet_godc.conversion.problems import Problem
+from nnunet_godc.csv_files import Row, read_table, shortened
 from nnunet_godc.errors import UserError
 from nnunet_godc.spelling import closest_match
-from nnunet_godc.tables import Row, read_table, shortened
 
 # A case's name becomes file names: no separator, no leading dot, nothing that leaves the folder.
 CASE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]{0,127}")

@@ -151,7 +151,7 @@ def _job(
     collection: Collection, found: CollectionListing, source: Path, target: Path, arguments: argparse.Namespace
 ) -> Job:
     if arguments.np < 0:
-        raise UserError(f"-np {arguments.np} is no number of worker processes; give 0 or more")
+        raise UserError(f"-np {arguments.np} is not a number of worker processes; give 0 or more")
     spacings = {}
     if arguments.spacing_csv:
         spacings = by_case(read_spacings(arguments.spacing_csv), found.cases, where=str(arguments.spacing_csv))

@@ -23,7 +23,7 @@ def check_source_folder(folder: Path) -> None:
     """Refuse a source that no collection can lie in.
 
     Raises:
-        UserError: `folder` is no folder that can be listed, or holds nothing but archives.
+        UserError: `folder` is not a folder that can be listed, or holds nothing but archives.
     """
     if ending_of(folder) in ARCHIVE_ENDINGS and folder.is_file():
         raise UserError(f"the source {folder} is an archive; unpack it and give the folder with -i")
@@ -32,7 +32,7 @@ def check_source_folder(folder: Path) -> None:
     except FileNotFoundError:
         raise UserError(f"the source {folder} does not exist; give the collection's folder with -i") from None
     except OSError as error:
-        raise UserError(f"the source {folder} is no folder that can be listed: {error.strerror}") from error
+        raise UserError(f"the source {folder} is not a folder that can be listed: {error.strerror}") from error
     if inside and all(ending_of(path) in ARCHIVE_ENDINGS for path in inside):
         raise UserError(f"the source {folder} holds nothing but archives; unpack them first")
 

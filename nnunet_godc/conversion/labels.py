@@ -149,7 +149,7 @@ def _whole_numbers(values: NDArray[Any]) -> tuple[LabelArray, int]:
             apart = np.abs(values - whole)
         if broken := int(np.count_nonzero(~(apart <= WHOLE))):
             raise CaseError(
-                f"the label holds {broken} voxels or more that are no whole numbers; it was interpolated: fix the mask"
+                f"the label holds {broken} voxels or more that are not whole numbers; it was interpolated: fix the mask"
             )
         rounded = int(np.count_nonzero(apart))
     low, high = whole.min(initial=0), whole.max(initial=0)

@@ -117,8 +117,8 @@ class NiftiFile:
         sform, qform = self._form("sform"), self._form("qform")
         if self.header["sform_code"] > 0 and sform is None:
             if qform is None:
-                raise CaseError(f"the {what}'s sform is no affine matrix and it has no qform; fix its header")
-            log.repairs.append(f"the {what}'s sform is no affine matrix: qform used")
+                raise CaseError(f"the {what}'s sform is not an affine matrix and it has no qform; fix its header")
+            log.repairs.append(f"the {what}'s sform is not an affine matrix: qform used")
         chosen = qform if sform is None else sform
         if chosen is None:
             return None
@@ -169,11 +169,8 @@ class NiftiFile:
         """
         header, ours = self.header, nifti_header(grid, self.dtype)
         forms = [self._form(name) for name in ("sform", "qform") if header[f"{name}_code"] > 0]
-        if private:
-            with self.path.open("rb") as file:
-                has_name = self.compressed and file.read(4)[3] != 0
-            if has_name or self.offset != 352 or any(header[name].tobytes().strip(b"\0") for name in _FREE_TEXT):
-                return False
+        if private and self._holds_text():
+            return False
         return bool(
             header["sizeof_hdr"] == 348
             and self.data == self.path
@@ -188,6 +185,12 @@ class NiftiFile:
             and forms
             and all(form is not None and np.allclose(form, grid.affine, rtol=1e-5, atol=1e-3) for form in forms)
         )
+
+    def _holds_text(self) -> bool:
+        """Whether somebody may have written into it beside its volume."""
+        with self.path.open("rb") as file:
+            has_name = self.compressed and file.read(4)[3] != 0
+        return has_name or self.offset != 352 or any(self.header[name].tobytes().strip(b"\0") for name in _FREE_TEXT)
 
     def slabs(self) -> Iterator[tuple[slice, NDArray[Any]]]:
         """The values, some slices at a time: positions along k, and an array (i, j, slices). Scaled ones are float64.

@@ -17,8 +17,8 @@ from nnunet_godc.conversion.collection import case_name, check_case_name
 from nnunet_godc.conversion.dicom import SeriesChoice, is_dicom, patient_of
 from nnunet_godc.conversion.files import VOLUME_ENDINGS, ending_of, visible_files
 from nnunet_godc.conversion.problems import Problem, listed
+from nnunet_godc.csv_files import Row, read_table
 from nnunet_godc.errors import UserError
-from nnunet_godc.tables import Row, read_table
 
 PLACEHOLDER = re.compile(r"\{(case|patient|label)\}|\*\*/|\*|\?")
 KEY_COLUMNS = ("case", "patient", "part", "image", "mask")
@@ -156,7 +156,7 @@ def with_patients(pairs: Sequence[CaseSource]) -> tuple[list[CaseSource], str]:
     if not found:
         return list(pairs), ""
     if len(found) > 2 and len(set(found)) == 1:
-        return list(pairs), "all DICOM scans name the same PatientID, so that it tells nothing of patients"
+        return list(pairs), "all DICOM scans name the same PatientID, so that it says nothing of patients"
     told = f"patients of {len(found)} DICOM scans told apart by their PatientID: {len(set(found))} patients"
     # The mark keeps them apart from names that a user gives.
     return [

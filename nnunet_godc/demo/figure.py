@@ -33,9 +33,9 @@ def draw_case(image: Path, reference: Path, prediction: Path, out: Path, *, titl
     from matplotlib.patches import Patch
 
     volumes = [nibabel.as_closest_canonical(nibabel.load(path)) for path in (image, reference, prediction)]
-    voxels, truth, predicted = (np.asanyarray(volume.dataobj) for volume in volumes)
+    voxels, labels, predicted = (np.asanyarray(volume.dataobj) for volume in volumes)
     x_spacing, y_spacing, z_spacing = (float(step) for step in volumes[0].header.get_zooms()[:3])
-    shown = most_conspicuous_slice(truth)
+    shown = most_conspicuous_slice(labels)
 
     width, height = voxels.shape[0] * x_spacing, voxels.shape[1] * y_spacing
     panel = 4.2  # inches
@@ -45,8 +45,8 @@ def draw_case(image: Path, reference: Path, prediction: Path, out: Path, *, titl
         f"{title}, slice {shown + 1} of {voxels.shape[2]}, {x_spacing:.1f} x {y_spacing:.1f} x {z_spacing:.1f} mm",
         fontsize=13,
     )
-    panels = (("CT", None), ("Reference", truth), (f"Prediction: {score}", predicted))
-    for axes, (name, labels) in zip(figure.subplots(1, 3), panels, strict=True):
+    panels = (("CT", None), ("Reference", labels), (f"Prediction: {score}", predicted))
+    for axes, (name, overlay) in zip(figure.subplots(1, 3), panels, strict=True):
         axes.imshow(
             _axial(voxels, shown),
             cmap="gray",
@@ -57,10 +57,10 @@ def draw_case(image: Path, reference: Path, prediction: Path, out: Path, *, titl
         )
         axes.set_title(name, fontsize=12)
         axes.set_axis_off()
-        if labels is None:
+        if overlay is None:
             continue
         for label, colour in COLOURS.items():
-            here = _axial(labels, shown)
+            here = _axial(overlay, shown)
             only = np.ma.masked_not_equal(here, label)
             axes.imshow(only, cmap=ListedColormap([colour]), alpha=0.3, aspect=y_spacing / x_spacing)
             # The tumour lies in the liver, so the liver's contour goes around both.

@@ -59,9 +59,14 @@ class Labels:
 
     @property
     def known(self) -> frozenset[int]:
-        """All values that a segmentation may hold."""
+        """All values that a prediction may hold."""
         members = (value if isinstance(value, tuple) else (value,) for value in self.values.values())
         return frozenset({0}.union(*members))
+
+    @property
+    def of_references(self) -> frozenset[int]:
+        """Those, and the value that says what is to be ignored."""
+        return self.known if self.ignore is None else self.known | {self.ignore}
 
 
 @dataclass(frozen=True)
@@ -124,7 +129,7 @@ class CaseMeasures:
 
 
 def measure_case(
-    prediction: Path, reference: Path, reader: type[Any], labels: Labels, options: Options
+    prediction_file: Path, reference_file: Path, reader: type[Any], labels: Labels, options: Options
 ) -> CaseMeasures:
     """Read and measure one case.
 
@@ -139,29 +144,29 @@ def measure_case(
         CaseProblem: a file is missing, unreadable or holds values that are no labels of the dataset; the two files are
             not of one geometry.
     """
-    truth, truth_properties = read_segmentation(
-        reference, "reference", reader, labels.known if labels.ignore is None else labels.known | {labels.ignore}
+    reference, reference_properties = read_segmentation(reference_file, "reference", reader, labels.of_references)
+    prediction, prediction_properties = read_segmentation(prediction_file, "prediction", reader, labels.known)
+    apart = _check_geometry(
+        reference, prediction, reference_properties, prediction_properties, accept=options.accept_headers
     )
-    guess, guess_properties = read_segmentation(prediction, "prediction", reader, labels.known)
-    apart = _check_geometry(truth, guess, truth_properties, guess_properties, accept=options.accept_headers)
     if labels.ignore is not None:
-        guess[truth == labels.ignore] = 0
-        truth[truth == labels.ignore] = 0
+        prediction[reference == labels.ignore] = 0
+        reference[reference == labels.ignore] = 0
 
-    spacing = [float(size) for size in truth_properties["spacing"]]
-    if truth.shape[0] == 1:
+    spacing = [float(size) for size in reference_properties["spacing"]]
+    if reference.shape[0] == 1:
         thickness = PLANAR_MM if spacing[0] >= PLANAR * max(spacing[1:]) else spacing[0]
-        truth, guess, spacing = truth[0], guess[0], spacing[1:]
+        reference, prediction, spacing = reference[0], prediction[0], spacing[1:]
     else:
         thickness = 1.0
     voxel_ml = float(np.prod(spacing)) * thickness / 1000
 
     # Everything from here on is about foreground.
-    boxes = find_objects(np.asarray((truth > 0) | (guess > 0), np.uint8))
-    box = boxes[0] if boxes else (slice(0),) * truth.ndim
-    truth, guess = truth[box], guess[box]
+    boxes = find_objects(np.asarray((reference > 0) | (prediction > 0), np.uint8))
+    box = boxes[0] if boxes else (slice(0),) * reference.ndim
+    reference, prediction = reference[box], prediction[box]
     measures = {
-        name: _measure_label(np.isin(truth, value), np.isin(guess, value), spacing, voxel_ml, name, options)
+        name: _measure_label(np.isin(reference, value), np.isin(prediction, value), spacing, voxel_ml, name, options)
         for name, value in labels.values.items()
     }
     return CaseMeasures(measures, voxel_ml, apart)
@@ -215,7 +220,7 @@ def read_segmentation(
     except Exception as error:  # whatever the libraries behind nnU-Net's readers raise for a damaged file
         raise CaseProblem(f"its {what} cannot be read ({type(error).__name__}): {path}", metrics.NOT_READABLE) from None
     if image.ndim != 4 or image.shape[0] != 1:
-        raise CaseProblem(f"its {what} is no segmentation of one channel: {path}", metrics.NOT_READABLE)
+        raise CaseProblem(f"its {what} is not a segmentation of one channel: {path}", metrics.NOT_READABLE)
     labels = np.empty(image.shape[1:], np.uint16)
     seen: set[int] = set()
     for plane, values in zip(labels, image[0], strict=True):  # the reader's floats take memory enough
@@ -223,10 +228,10 @@ def read_segmentation(
             plane[...] = values
         if not np.array_equal(plane, values):
             wrong = values[plane != values][0]
-            raise CaseProblem(f"its {what} holds {wrong:.9g}, which is no label: {path}", metrics.NOT_READABLE)
+            raise CaseProblem(f"its {what} holds {wrong:.9g}, which is not a label: {path}", metrics.NOT_READABLE)
         seen.update(np.flatnonzero(np.bincount(plane.ravel())).tolist())
     if unknown := sorted(seen - known):
-        sentence = f"its {what} holds {unknown[0]}, which is no label in dataset.json: {path}"
+        sentence = f"its {what} holds {unknown[0]}, which is not a label in dataset.json: {path}"
         raise CaseProblem(sentence, metrics.NOT_READABLE)
     return labels, properties
 

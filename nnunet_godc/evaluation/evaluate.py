@@ -21,12 +21,12 @@ from nnunet_godc.errors import UserError
 from nnunet_godc.evaluation import metrics
 from nnunet_godc.evaluation.case import METHOD, Options
 from nnunet_godc.evaluation.costs import training_costs
+from nnunet_godc.evaluation.intervals import RESAMPLES
 from nnunet_godc.evaluation.lesions import LesionRule
 from nnunet_godc.evaluation.measurement import Measured, measure
 from nnunet_godc.evaluation.patients import read_patients
 from nnunet_godc.evaluation.report import PAPER, Part, Report, check_baseline, check_resamples, make_report
 from nnunet_godc.evaluation.results import Results, predicted_results, trainer_results
-from nnunet_godc.evaluation.statistics import RESAMPLES
 from nnunet_godc.evaluation.table import MODEL_COLUMNS, check_table, long_table, read_tables, write_table
 from nnunet_godc.seeded_names import without_seed
 
@@ -124,7 +124,7 @@ def evaluate(
             writes nothing.
         predictions, references: folders of predictions, and that of their references, which serves `results` as well.
         dataset_json, plans: of the predictions, by default those beside them.
-        only_predicted: references without a prediction are no problem.
+        only_predicted: references without a prediction are not a problem.
         patients: CSV ``case,patient``; by default what nnunet-godc convert has recorded.
         metrics: groups of metrics that are measured.
         nsd_tolerance_mm: of the NSD.

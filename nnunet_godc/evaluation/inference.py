@@ -24,9 +24,7 @@ from scipy import stats
 
 from nnunet_godc.evaluation.bootstrap import Floats, ratios
 from nnunet_godc.evaluation.cube import ALL_STATES, Cube, Endpoint, Method, Side
-from nnunet_godc.evaluation.metrics import LESION_SENSITIVITY, NOT_MEASURED, better
-from nnunet_godc.evaluation.paired_tests import holm, sign_flip_p_values, signed_rank_p_values, wins_ties_losses
-from nnunet_godc.evaluation.statistics import (
+from nnunet_godc.evaluation.intervals import (
     LEVEL,
     Interval,
     mean_intervals,
@@ -34,6 +32,8 @@ from nnunet_godc.evaluation.statistics import (
     proportion_intervals,
     standardised_differences,
 )
+from nnunet_godc.evaluation.metrics import LESION_SENSITIVITY, NOT_MEASURED, better
+from nnunet_godc.evaluation.paired_tests import holm, sign_flip_p_values, signed_rank_p_values, wins_ties_losses
 from nnunet_godc.evaluation.units import shown
 
 COLUMNS_AT_ONCE = 640  # of differences: bounds the memory, and so many share one set of resamples

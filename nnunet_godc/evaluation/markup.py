@@ -22,6 +22,7 @@ _LATEX = {
 _FITTED = r"\resizebox{\ifdim\width>\linewidth\linewidth\else\width\fi}{!}{%"
 _MARKDOWN = re.compile(r"([\\`*_<|~]|(?<=\])\()")
 _NEGATIVE = re.compile(r"(?<![\w.-])-(?=\d)")
+_WORD_END = re.compile(r"(?<=[._])(?=\w)")  # where a long name may be broken
 ROWS = 40  # of a page
 
 
@@ -85,6 +86,8 @@ def html_table(table: Table) -> str:
 
 def _html_cell(tag: str, text: str, table: Table, at: int) -> str:
     content = f"<strong>{html.escape(text)}</strong>" if isinstance(text, Bold) else html.escape(text)
+    if tag == "th scope=row":
+        content = _WORD_END.sub("<wbr>", content)
     return f"<{tag}{' class=number' if at >= table.text else ''}>{content}</{tag.partition(' ')[0]}>"
 
 

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from nnunet_godc.conversion_record import RECORD, read_record
+from nnunet_godc.csv_files import read_table
 from nnunet_godc.errors import UserError
 from nnunet_godc.evaluation.results import Results
-from nnunet_godc.tables import read_table
 
 Patients = dict[tuple[str, str], str]
 
@@ -36,13 +36,13 @@ def read_patients(results: Sequence[Results], table: Path | None) -> tuple[Patie
                 patients.update({(dataset, case): entry["patient"] or case for case, entry in cases.items()})
             except (UserError, KeyError, TypeError) as error:
                 raise UserError(
-                    f"{record / RECORD} does not tell the patients ({error}); --patients FILE does"
+                    f"{record / RECORD} does not name the patients ({error}); --patients FILE does"
                 ) from None
             names = {case.name for result in results if result.dataset == dataset for case in result.cases}
             if missing := sorted(name for name in names if (dataset, name) not in patients):
                 raise UserError(
                     f"{record / RECORD} lacks {len(missing)} cases, such as {missing[0]}, so that their patients are "
-                    "not known; --patients FILE tells those of all cases"
+                    "not known; --patients FILE names those of all cases"
                 )
             found[dataset] = record / RECORD
     if not found:

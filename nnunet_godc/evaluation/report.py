@@ -16,9 +16,9 @@ from nnunet_godc.errors import UserError
 from nnunet_godc.evaluation import metrics
 from nnunet_godc.evaluation.cube import ALL_STATES, OVER_LABELS, Cube, Endpoint, Method, cubes
 from nnunet_godc.evaluation.inference import Comparison, Summary, compare_methods, summarise
+from nnunet_godc.evaluation.intervals import LEVEL, RESAMPLES
 from nnunet_godc.evaluation.markup import Bold, Table, latex_tables, markdown, markdown_table
 from nnunet_godc.evaluation.sentences import FEW_PATIENTS, caveats, claim, multiplicity, p_value, subject_of
-from nnunet_godc.evaluation.statistics import LEVEL, RESAMPLES
 from nnunet_godc.evaluation.units import Shown, shown
 from nnunet_godc.seeded_names import without_seed
 from nnunet_godc.spelling import closest_match

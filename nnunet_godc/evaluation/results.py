@@ -113,8 +113,8 @@ def trainer_results(folder: Path, references: Path | None = None) -> Results:
     name = convert_identifier_to_trainer_plans_config(str(folder.absolute()))
     if len(name) != 3:
         raise UserError(
-            f"{folder} is no folder of results; give nnUNet_results/DatasetXXX_Name/TRAINER__PLANS__CONFIGURATION, or "
-            "predictions and references with -pred and -ref"
+            f"{folder} is not a folder of results; give nnUNet_results/DatasetXXX_Name/TRAINER__PLANS__CONFIGURATION, "
+            "or predictions and references with -pred and -ref"
         )
     model = _read_model(folder / "dataset.json", folder / "plans.json")
     found = _Found()
@@ -185,14 +185,14 @@ def predicted_results(
         predictions: as nnUNetv2_predict writes it.
         references: the cases' files have the same names there.
         dataset_json, plans: by default those that nnUNetv2_predict has put beside the predictions.
-        only_predicted: references without a prediction are no problem, as with nnU-Net's ``--chill``.
+        only_predicted: references without a prediction are not a problem, as with nnU-Net's ``--chill``.
 
     Raises:
         UserError: a folder, dataset.json or plans.json is missing or cannot be read; there is no case.
     """
     for path in (predictions, references):
         if not path.is_dir():
-            raise UserError(f"{path} is no folder; give the folders of predictions (-pred) and references (-ref)")
+            raise UserError(f"{path} is not a folder; give the folders of predictions (-pred) and references (-ref)")
     model = _read_model(dataset_json or predictions / "dataset.json", plans or predictions / "plans.json")
     found = _Found()
     expected = () if only_predicted else _names(references, model.file_ending)
@@ -338,7 +338,7 @@ def _read_model(dataset_json: Path, plans: Path) -> _Model:
     except (KeyError, TypeError, ValueError, AttributeError, AssertionError, RuntimeError) as error:
         reason = " ".join(str(error).split())
         raise UserError(
-            f"{dataset_json} and {plans} are no pair that nnU-Net can use ({type(error).__name__}: {reason}); give "
+            f"{dataset_json} and {plans} are not a pair that nnU-Net can use ({type(error).__name__}: {reason}); give "
             "those that the model was trained with"
         ) from None
 

@@ -15,7 +15,7 @@ FEW_PATIENTS = 50
 
 THESE_MODELS = (
     "One training (per fold) stands behind a side: its sentence speaks of these trained models on new patients, and of "
-    "no method. What another training changes may be as large as the difference; trainings with several seeds tell."
+    "no method. What another training changes may be as large as the difference; trainings with several seeds show it."
 )
 NEW_TRAININGS = (
     "With several trainings on both sides, interval and test hold for new trainings and new patients: trainings, one "

@@ -154,7 +154,7 @@ def _no_number(path: Path) -> str:
             wrong = numbers.isna() | ((numbers % 1 != 0) if column in WHOLE else False)
             if len(at := np.flatnonzero(wrong & (text[column] != ""))):
                 kind = "whole number" if column in WHOLE else "number"
-                return f"line {at[0] + 2}: {text[column].iloc[at[0]]!r} in the column {column} is no {kind}"
+                return f"line {at[0] + 2}: {text[column].iloc[at[0]]!r} in the column {column} is not a {kind}"
     return ""
 
 

@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from nnunet_godc import compiled_loops
+from nnunet_godc.kernels import numba as compiling
 
 LOGITS_PER_THREAD = 2**15  # fewer are not worth the hand-over to another thread
 TARGETS = (torch.bool, torch.uint8, torch.int16, torch.int32, torch.int64, torch.float32, torch.float64)
@@ -25,7 +25,7 @@ Array = NDArray[Any]
 @cache
 def why_unusable() -> str | None:
     """None where numba is installed and compiles the loops, else the reason; a failure is warned about once."""
-    return compiled_loops.why_unusable(_try, "the loss takes the slower operations of PyTorch")
+    return compiling.why_unusable(_try, "the loss takes the slower operations of PyTorch")
 
 
 def _try() -> None:
@@ -55,7 +55,7 @@ def sums(logits: Tensor, target: Tensor, regions: bool, ignore_label: int | None
             of_sample = (array[sample] for array in arrays)
             loop(*of_sample, *_ignored(regions, ignore_label), *parts[part], totals[part, sample])
 
-    compiled_loops.in_threads([partial(add_up, part) for part in range(len(parts))])
+    compiling.in_threads([partial(add_up, part) for part in range(len(parts))])
     return torch.from_numpy(totals.sum(0)).float()
 
 
@@ -69,14 +69,14 @@ def gradient(grad_sums: Tensor, logits: Tensor, target: Tensor, regions: bool, i
             of_sample = (array[sample] for array in arrays)
             loop(*of_sample, *_ignored(regions, ignore_label), first, last, grad)
 
-    compiled_loops.in_threads([partial(fill, first, last) for first, last in _parts(logits)])
+    compiling.in_threads([partial(fill, first, last) for first, last in _parts(logits)])
     return grad_logits
 
 
 def _parts(logits: Tensor) -> list[tuple[int, int]]:
     """The voxels that each thread takes of every sample."""
     count = min(torch.get_num_threads(), logits.numel() // LOGITS_PER_THREAD)
-    return compiled_loops.parts(0, logits.shape[2], count)
+    return compiling.parts(0, logits.shape[2], count)
 
 
 def _ignored(regions: bool, ignore_label: int | None) -> tuple[Any, ...]:
@@ -85,4 +85,4 @@ def _ignored(regions: bool, ignore_label: int | None) -> tuple[Any, ...]:
 
 @cache
 def _kernels() -> ModuleType:
-    return compiled_loops.load("nnunet_godc.losses._fused_numba_kernels")
+    return compiling.load("nnunet_godc.losses._fused_numba_kernels")

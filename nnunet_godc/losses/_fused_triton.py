@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nnunet_godc import triton_launch
-from nnunet_godc.triton_launch import Launch
+from nnunet_godc.kernels import triton as launching
+from nnunet_godc.kernels.triton import Launch
 
 LOGITS = (torch.float16, torch.bfloat16, torch.float32)
 TARGETS = (torch.bool, torch.uint8, torch.int16, torch.int32, torch.int64, *LOGITS)
@@ -28,7 +28,7 @@ KERNELS = "nnunet_godc.losses._fused_triton_kernels"
 @cache
 def why_unusable() -> str | None:
     """None where a GPU runs the kernels, else the reason; a failure of the compiler is warned about once."""
-    return triton_launch.why_unusable(_try, "the loss takes the slower operations of PyTorch")
+    return launching.why_unusable(_try, "the loss takes the slower operations of PyTorch")
 
 
 def _try() -> None:

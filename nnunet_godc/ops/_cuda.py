@@ -17,11 +17,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from nnunet_godc import triton_launch
+from nnunet_godc.kernels import triton as launching
+from nnunet_godc.kernels.triton import WARP
 from nnunet_godc.ops import _nvrtc, _triton
 from nnunet_godc.ops._geometry import Arguments
 from nnunet_godc.ops._triton_launch import Call, _in_3d, _processors
-from nnunet_godc.triton_launch import WARP
 
 SWITCH = "NNUNET_GODC_CUDA_GRADIENT"  # environment variable; 1 switches this backend on
 DTYPES = (torch.float16, torch.bfloat16)
@@ -44,7 +44,7 @@ def why_unusable() -> str | None:
 
 @cache
 def _why_not_compiled() -> str | None:
-    return triton_launch.why_unusable(_try, "the gradient takes Triton's kernel", "NVRTC")
+    return launching.why_unusable(_try, "the gradient takes Triton's kernel", "NVRTC")
 
 
 def _try() -> None:

@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-from nnunet_godc import compiled_loops
-from nnunet_godc.compiled_loops import LANES, TILE
+from nnunet_godc.kernels import numba as compiling
+from nnunet_godc.kernels.numba import LANES, TILE
 from nnunet_godc.ops._geometry import Arguments, Geometry, channel_groups
 
 CHUNK_BYTES = 4 * 2**20  # of columns: they stay in the cache until they are scattered
@@ -30,7 +30,7 @@ Array = NDArray[Any]
 @cache
 def why_unusable() -> str | None:
     """None where numba is installed and compiles the loops, else the reason; a failure is warned about once."""
-    return compiled_loops.why_unusable(_try, "deformable convolutions take the slower reference")
+    return compiling.why_unusable(_try, "deformable convolutions take the slower reference")
 
 
 def _try() -> None:
@@ -200,9 +200,9 @@ class _Call:
         self, loop: Callable[..., None], first: int, last: int, of_threads: Sequence[tuple[Array, ...]]
     ) -> None:
         """Run a loop over a range of voxels, some of its tiles in every thread with the thread's own arrays."""
-        parts = compiled_loops.parts(0, -(-(last - first) // TILE), len(of_threads))
+        parts = compiling.parts(0, -(-(last - first) // TILE), len(of_threads))
         bounds = [(first + TILE * begin, min(first + TILE * end, last)) for begin, end in parts]
-        compiled_loops.in_threads(
+        compiling.in_threads(
             [partial(loop, *bound, *arrays) for bound, arrays in zip(bounds, of_threads, strict=False)]
         )
 
@@ -211,11 +211,11 @@ class _Call:
         of_chunk = (self._points, self.geometry.offset_groups, self.geometry.taps, voxels, self.channels)
         run = partial(_kernels().scatter, rows, weights, grad_columns, grad_table, *of_chunk)
         lines = -(-self.channels // CHANNELS_PER_THREAD)
-        parts = compiled_loops.parts(0, lines, min(torch.get_num_threads(), lines))
+        parts = compiling.parts(0, lines, min(torch.get_num_threads(), lines))
         bounds = [
             (CHANNELS_PER_THREAD * first, min(CHANNELS_PER_THREAD * last, self.channels)) for first, last in parts
         ]
-        compiled_loops.in_threads([partial(run, begin, end) for begin, end in bounds])
+        compiling.in_threads([partial(run, begin, end) for begin, end in bounds])
 
     def arrays(self, sample: int) -> tuple[Any, ...]:
         """What all loops over voxels begin with."""
@@ -234,4 +234,4 @@ class _Call:
 
 @cache
 def _kernels() -> ModuleType:
-    return compiled_loops.load("nnunet_godc.ops._numba_kernels")
+    return compiling.load("nnunet_godc.ops._numba_kernels")

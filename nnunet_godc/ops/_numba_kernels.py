@@ -27,7 +27,7 @@ from typing import Any
 import numba
 import numpy as np
 
-from nnunet_godc.compiled_loops import LANES, TILE
+from nnunet_godc.kernels.numba import LANES, TILE
 from nnunet_godc.ops._numba_vectors import FAST, add, load, multiply, multiply_block, scale, store, totals, zeros
 
 DEPTH = 64  # of the inner dimension of a product at a time: what is read of B then stays in the first cache

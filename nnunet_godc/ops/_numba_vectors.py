@@ -14,7 +14,7 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic, models, register_model
 
-from nnunet_godc.compiled_loops import LANES
+from nnunet_godc.kernels.numba import LANES
 
 FAST = ("contract", "nsz", "reassoc")  # sums may be reordered and multiply-adds contracted; NaN keeps its meaning
 

@@ -13,7 +13,7 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from nnunet_godc import triton_launch
+from nnunet_godc.kernels import triton as launching
 from nnunet_godc.ops._geometry import Arguments
 from nnunet_godc.ops._triton_launch import Call
 
@@ -29,7 +29,7 @@ BySamples = Callable[[Call, Tensor, Tensor, Tensor | None], Tensor]
 @cache
 def why_unusable() -> str | None:
     """None where a GPU runs the kernels, else the reason; a failure of the compiler is warned about once."""
-    return triton_launch.why_unusable(_try, "deformable convolutions take the slower reference")
+    return launching.why_unusable(_try, "deformable convolutions take the slower reference")
 
 
 def _try() -> None:

@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from nnunet_godc.kernels.triton import WARP, Launch
 from nnunet_godc.ops._geometry import Arguments, Geometry
-from nnunet_godc.triton_launch import WARP, Launch
 
 KERNELS = "nnunet_godc.ops._triton_kernels"
 # A program waits for memory most of its time; fewer would leave the GPU waiting too. The gradient by weight, whose

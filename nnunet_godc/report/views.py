@@ -20,7 +20,7 @@ from PIL import Image
 from scipy.ndimage import distance_transform_edt
 
 from nnunet_godc.atomic_write import atomic_write
-from nnunet_godc.evaluation.case import PLANAR, CaseProblem, Label, affine_of, read_segmentation
+from nnunet_godc.evaluation.case import PLANAR, CaseProblem, Label, Labels, affine_of, read_segmentation
 from nnunet_godc.evaluation.metrics import NOT_READABLE
 
 MARGIN_MM = 20.0  # around everything that is labelled
@@ -115,53 +115,62 @@ def make_view(task: Task) -> View:
 
 
 def _read(task: Task) -> _Crop:
-    known = frozenset({0}).union(*(v if isinstance(v, tuple) else (v,) for v in task.labels.values()))
-    allowed = known if task.ignore is None else known | {task.ignore}
-    reference, properties = read_segmentation(task.reference, "reference", task.reader, allowed)
-    if max(known) > 255:
-        raise CaseProblem(f"label {max(known)} cannot be shown; the viewer has labels up to 255")
-    if task.ignore is not None:
-        reference = np.where(reference == task.ignore, 0, reference)
-    segmentations = [reference.astype(np.uint8)]
-    for _, _, path in task.predictions:
-        own, _ = read_segmentation(path, "prediction", task.reader, known)
-        if own.shape != reference.shape:
-            raise CaseProblem(f"prediction and reference differ in shape: {path}")
-        segmentations.append(own.astype(np.uint8))
+    segmentations, properties = _read_segmentations(task)
     spacing = [float(size) for size in properties["spacing"]]
     if len(segmentations[0]) == 1 and spacing[0] >= PLANAR * max(spacing[1:]):
         spacing[0] = 1.0
-    affine = ras_affine(properties, spacing)
-    boxes = [np.nonzero(np.any(segmentations, axis=0).any(axis=tuple({0, 1, 2} - {axis}))) for axis in range(3)]
-    box = tuple(
-        slice(max(0, int(places[0] - margin)), int(places[-1]) + margin + 1) if len(places) else slice(None)
-        for (places,), margin in zip(boxes, (int(np.ceil(MARGIN_MM / size)) for size in spacing), strict=True)
-    )
+    box = _labelled_box(segmentations, spacing)
     image = None
     if task.image is not None:
         image = _read_image(task.image, task.reader)
-        if image.shape != reference.shape:
+        if image.shape != segmentations[0].shape:
             raise CaseProblem(f"image and reference differ in shape: {task.image}")
         image = np.nan_to_num(image[box].astype(np.float32), posinf=0, neginf=0)
-    corner = [part.start or 0 for part in box][::-1]
-    affine = affine.copy()
-    affine[:3, 3] += affine[:3, :3] @ corner
+    affine = ras_affine(properties, spacing).copy()
+    affine[:3, 3] += affine[:3, :3] @ [part.start or 0 for part in box][::-1]
     # from (z, y, x) to (x, y, z), then to RAS
     orientation = io_orientation(affine)
-    shape = segmentations[0][box].T.shape
-    affine = affine @ inv_ornt_aff(orientation, shape)
+    affine = affine @ inv_ornt_aff(orientation, segmentations[0][box].T.shape)
 
-    def turned(array: NDArray[Any]) -> NDArray[Any]:
+    def reoriented(array: NDArray[Any]) -> NDArray[Any]:
         return np.ascontiguousarray(apply_orientation(array.T, orientation))
 
-    first, *others = (turned(own[box]) for own in segmentations)
+    reference, *predictions = (reoriented(own[box]) for own in segmentations)
     return _Crop(
-        image=None if image is None else turned(image),
-        reference=first,
-        predictions=[(number, name, own) for (number, name, _), own in zip(task.predictions, others, strict=True)],
+        image=None if image is None else reoriented(image),
+        reference=reference,
+        predictions=[(number, name, own) for (number, name, _), own in zip(task.predictions, predictions, strict=True)],
         affine=affine,
         spacing=tuple(float(size) for size in np.linalg.norm(affine[:3, :3], axis=0)),
     )
+
+
+def _read_segmentations(task: Task) -> tuple[list[Voxels], dict[str, Any]]:
+    """The reference, its ignored voxels as background, and the predictions, (z, y, x); what the reader says of it."""
+    labels = Labels(task.labels, task.ignore)
+    reference, properties = read_segmentation(task.reference, "reference", task.reader, labels.of_references)
+    if max(labels.known) > 255:
+        raise CaseProblem(f"label {max(labels.known)} cannot be shown; the viewer has labels up to 255")
+    if task.ignore is not None:
+        reference[reference == task.ignore] = 0
+    segmentations = [reference.astype(np.uint8)]
+    for _, _, path in task.predictions:
+        own, _ = read_segmentation(path, "prediction", task.reader, labels.known)
+        if own.shape != reference.shape:
+            raise CaseProblem(f"prediction and reference differ in shape: {path}")
+        segmentations.append(own.astype(np.uint8))
+    return segmentations, properties
+
+
+def _labelled_box(segmentations: Sequence[Voxels], spacing: Sequence[float]) -> tuple[slice, ...]:
+    """What is labelled in any of them, with a margin; everything where nothing is."""
+    labelled = np.any(segmentations, axis=0)
+    box = []
+    for axis, size in enumerate(spacing):
+        places = np.flatnonzero(labelled.any(axis=tuple({0, 1, 2} - {axis})))
+        margin = int(np.ceil(MARGIN_MM / size))
+        box.append(slice(max(0, int(places[0]) - margin), int(places[-1]) + margin + 1) if len(places) else slice(None))
+    return tuple(box)
 
 
 def _read_image(path: Path, reader: type[Any]) -> NDArray[Any]:
@@ -224,76 +233,105 @@ def _reach(crop: _Crop, label: Label, point: Sequence[int]) -> list[slice]:
     return part
 
 
+class _Layout(NamedTuple):
+    """Where things stand in a picture, in inches; a millimetre is as long in every panel.
+
+    Attributes:
+        planes: of `PLANES`, one below the other.
+        panels: width and height of each.
+        column: width of what belongs to a prediction; `gap` is between two.
+        left, top: where the first panel begins.
+        width, height: of the whole.
+    """
+
+    planes: Sequence[tuple[str, int, tuple[int, int]]]
+    panels: Sequence[tuple[float, float]]
+    column: float
+    gap: float
+    left: float
+    top: float
+    width: float
+    height: float
+
+
+def _layout(crop: _Crop, part: Sequence[slice], columns: int, *, small: bool) -> _Layout:
+    planes = [plane for plane in PLANES if min(crop.reference.shape[axis] for axis in plane[2]) > 1][
+        : 1 if small else 3
+    ]
+    sizes = [[(part[a].stop - part[a].start) * crop.spacing[a] for a in axes] for _, _, axes in planes]
+    column = 2.2 if small else min(3.4, max(2.0, 11 / columns))
+    scale = min(column / max(width for width, _ in sizes), column * 1.2 / max(height for _, height in sizes))
+    panels = [(max(width * scale, 0.25), max(height * scale, 0.25)) for width, height in sizes]
+    left, gap, top, bottom = (0.04, 0.04, 0.0, 0.0) if small else (0.66, 0.1, 0.95, 0.45)
+    return _Layout(
+        planes,
+        panels,
+        column,
+        gap,
+        left,
+        top,
+        width=max(left + columns * (column + gap), 0.0 if small else 6.6),
+        height=top + sum(height for _, height in panels) + gap * len(panels) + bottom,
+    )
+
+
 def _draw(crop: _Crop, task: Task, label: str, path: Path, *, small: bool = False) -> tuple[int, int]:
     """Writes a picture: a column for each method, a row for each plane; returns its width and height in pixels.
 
     Args:
-        small: shows one plane, of the predictions that are the furthest apart.
+        small: shows one plane, of the predictions that are the furthest apart, with their names in it.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
-    from matplotlib.lines import Line2D
 
     value = task.labels[label]
     point = _point(crop, value)
     part = _reach(crop, value, point)
     window = _window(crop, task)
     predictions = _extremes(crop, value) if small else crop.predictions
-    planes = [plane for plane in PLANES if min(crop.reference.shape[axis] for axis in plane[2]) > 1][
-        : 1 if small else 3
-    ]
-    sizes = [[(part[a].stop - part[a].start) * crop.spacing[a] for a in axes] for _, _, axes in planes]
-    column = 2.2 if small else min(3.4, max(2.0, 11 / len(predictions)))  # inches
-    # Millimetres are as long in every panel.
-    scale = min(column / max(width for width, _ in sizes), column * 1.2 / max(height for _, height in sizes))
-    heights = [max(height * scale, 0.25) for _, height in sizes]
-    left, gap, top, bottom = (0.04, 0.04, 0.0, 0.0) if small else (0.66, 0.1, 0.95, 0.45)
-    width = max(left + len(predictions) * (column + gap), 0.0 if small else 6.6)
-    height = top + sum(heights) + gap * len(heights) + bottom
-    figure = Figure(figsize=(width, height), facecolor=BACKGROUND)
+    layout = _layout(crop, part, len(predictions), small=small)
+    figure = Figure(figsize=(layout.width, layout.height), facecolor=BACKGROUND)
     FigureCanvasAgg(figure)
-
-    def write(x: float, y: float, text: str, **how: Any) -> None:
-        figure.text(x / width, 1 - y / height, text, parse_math=False, **how)
-
-    for at, (number, name, prediction) in enumerate(predictions):
-        x, y = left + at * (column + gap), top
-        if not small:
-            write(
-                x,
-                top - 0.08,
-                f"{fitted(name, column)}\n{task.scores.get((label, number), '')}",
-                color=TEXT,
-                fontsize=9,
-            )
-        for (plane, across, axes), across_mm, tall in zip(planes, sizes, heights, strict=True):
-            inside = max(across_mm[0] * scale, 0.25)
-            box = (x + (column - inside) / 2, height - y - tall)
-            panel = figure.add_axes((box[0] / width, box[1] / height, inside / width, tall / height))
+    for at, (_, name, prediction) in enumerate(predictions):
+        x, y = layout.left + at * (layout.column + layout.gap), layout.top
+        for (_, across, axes), (wide, tall) in zip(layout.planes, layout.panels, strict=True):
+            corner = ((x + (layout.column - wide) / 2) / layout.width, (layout.height - y - tall) / layout.height)
+            panel = figure.add_axes((*corner, wide / layout.width, tall / layout.height))
             _draw_plane(panel, crop, (prediction, value), point, part, across, axes, window)
             if small:
-                panel.text(0.02, 0.02, fitted(name, column), color=TEXT, fontsize=8, transform=panel.transAxes,
+                panel.text(0.02, 0.02, fitted(name, layout.column), color=TEXT, fontsize=8, transform=panel.transAxes,
                            parse_math=False)  # fmt: skip
-            elif at == 0:
-                write(0.58, y + tall / 2, plane, color=FAINT, fontsize=8, ha="right", va="center")
-            y += tall + gap
+            y += tall + layout.gap
     if not small:
-        write(left, 0.12, f"{task.name}, {label}", color=TEXT, fontsize=11, va="top")
-        lines = [Line2D([], [], color=colour, lw=1.8) for colour in (REFERENCE, PREDICTION)]
-        figure.legend(lines, ["reference", "prediction"], loc="lower left", ncols=2, frameon=False, fontsize=9,
-                      labelcolor=TEXT, bbox_to_anchor=(left / width - 0.01, 0))  # fmt: skip
-        shown = f"window {window[0]:.4g} to {window[1]:.4g}" if crop.image is not None else "without its image"
-        write(
-            width - gap,
-            height - 0.16,
-            f"planes through the largest error; {shown}",
-            color=FAINT,
-            fontsize=8,
-            ha="right",
-        )
+        _write_around(figure, layout, crop, task, label, window)
     with atomic_write(path) as temporary:
         temporary.write_bytes(png_of(figure))
-    return round(width * DOTS), round(height * DOTS)
+    return round(layout.width * DOTS), round(layout.height * DOTS)
+
+
+def _write_around(
+    figure: Any, layout: _Layout, crop: _Crop, task: Task, label: str, window: tuple[float, float]
+) -> None:
+    """The case, the methods with their scores, the planes' names, and what the colours mean."""
+    from matplotlib.lines import Line2D
+
+    def write(x: float, y: float, text: str, **how: Any) -> None:
+        figure.text(x / layout.width, 1 - y / layout.height, text, parse_math=False, **how)
+
+    write(layout.left, 0.12, f"{task.name}, {label}", color=TEXT, fontsize=11, va="top")
+    for at, (number, name, _) in enumerate(crop.predictions):
+        method = f"{fitted(name, layout.column)}\n{task.scores.get((label, number), '')}"
+        write(layout.left + at * (layout.column + layout.gap), layout.top - 0.08, method, color=TEXT, fontsize=9)
+    y = layout.top
+    for (plane, _, _), (_, tall) in zip(layout.planes, layout.panels, strict=True):
+        write(0.58, y + tall / 2, plane, color=FAINT, fontsize=8, ha="right", va="center")
+        y += tall + layout.gap
+    lines = [Line2D([], [], color=colour, lw=1.8) for colour in (REFERENCE, PREDICTION)]
+    figure.legend(lines, ["reference", "prediction"], loc="lower left", ncols=2, frameon=False, fontsize=9,
+                  labelcolor=TEXT, bbox_to_anchor=(layout.left / layout.width - 0.01, 0))  # fmt: skip
+    shown = f"window {window[0]:.4g} to {window[1]:.4g}" if crop.image is not None else "without its image"
+    about = f"planes through the largest error; {shown}"
+    write(layout.width - layout.gap, layout.height - 0.16, about, color=FAINT, fontsize=8, ha="right")
 
 
 def _extremes(crop: _Crop, label: Label) -> list[tuple[int, str, Voxels]]:

@@ -92,7 +92,7 @@ def _report(study: Study, folder: Path, statuses: Sequence[JobStatus], pages: Ma
 def _what_made_it(folder: Path, trainings: Sequence[JobStatus]) -> Iterator[str]:
     """Versions, machines and time of all trainings that are done."""
     attempts: list[dict[str, Any]] = []
-    adopted = []
+    there_before = []
     for entry in trainings:
         if entry.state.status != "done":
             continue
@@ -100,7 +100,7 @@ def _what_made_it(folder: Path, trainings: Sequence[JobStatus]) -> Iterator[str]
         if record.exists():
             attempts += json.loads(record.read_text())["attempts"]
         else:
-            adopted.append(entry.job.id)
+            there_before.append(entry.job.id)
     if attempts:
         seconds = sum(attempt["seconds"] or 0 for attempt in attempts)
         yield f"- trained for {duration(seconds)} in {len(attempts)} attempts"
@@ -114,5 +114,5 @@ def _what_made_it(folder: Path, trainings: Sequence[JobStatus]) -> Iterator[str]
         ):
             if values:
                 yield f"- {what}: {', '.join(sorted(values))}"
-    if adopted:
-        yield f"- there before this study, so that nothing is known of how it was made: {', '.join(adopted)}"
+    if there_before:
+        yield f"- there before this study, so that nothing is known of how it was made: {', '.join(there_before)}"

@@ -211,7 +211,7 @@ def is_made(job: Job, state: State) -> bool:
     """Whether what a job leaves is there; of preprocessing, whether its data has not been deleted."""
     if not all(Path(path).exists() for path in job.expected):
         return False
-    if state.status != "done" and not (job.adopted and job.expected):
+    if state.status != "done" and not (job.skip_if_output_exists and job.expected):
         return False
     return job.kind != "preprocess" or _has_data(job)
 

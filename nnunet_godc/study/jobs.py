@@ -59,8 +59,8 @@ class Job:
         depends_on: ids of the jobs that have to be done before.
         resources: what it asks for.
         expected: paths that exist once it is done.
-        adopted: whether these paths alone say that it is done, so that plans and trainings which were there before the
-            study are taken as they are.
+        skip_if_output_exists: whether these paths alone say that it is done, so that plans and trainings which were
+            there before the study are taken as they are.
         resume: the first of these whose file is there applies when it is started.
         lock: file that is locked while it runs, so that studies which write to the same place take turns; empty where
             it writes to its own study's folder alone.
@@ -80,7 +80,7 @@ class Job:
     depends_on: tuple[str, ...] = ()
     resources: Resources = Resources()
     expected: tuple[str, ...] = ()
-    adopted: bool = False
+    skip_if_output_exists: bool = False
     resume: tuple[Resume, ...] = ()
     lock: str = ""
     plans_file: str = ""
@@ -107,7 +107,9 @@ class Job:
     def from_json(cls, values: Mapping[str, Any]) -> Job:
         return cls(
             **{
-                **{name: value for name, value in values.items() if name in _FIELDS},
+                **{
+                    _FORMER.get(name, name): value for name, value in values.items() if name in _FIELDS | _FORMER.keys()
+                },
                 "command": tuple(values["command"]),
                 "depends_on": tuple(values["depends_on"]),
                 "resources": Resources(**values["resources"]),
@@ -118,6 +120,7 @@ class Job:
 
 
 _FIELDS = {entry.name for entry in fields(Job)}
+_FORMER = {"adopted": "skip_if_output_exists"}  # as the jobs of version 0.1.0 name it
 
 
 def in_order(jobs: Iterable[Job]) -> list[Job]:

@@ -90,7 +90,7 @@ class _Planner:
                 plans=plans.name,
                 depends_on=previous,
                 expected=(str(file),),
-                adopted=plans.variation_of is None,
+                skip_if_output_exists=plans.variation_of is None,
                 lock=str(file.with_name(LOCK)),
                 plans_file=str(file),
             )
@@ -184,7 +184,7 @@ class _Planner:
             depends_on=tuple(needed),
             resources=self.with_gpu,
             expected=(final, str(folder / "validation" / "summary.json")),
-            adopted=True,
+            skip_if_output_exists=True,
             resume=(
                 Resume(final, ("--val",)),
                 Resume(str(folder / "checkpoint_latest.pth"), ("--c",)),

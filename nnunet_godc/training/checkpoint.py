@@ -55,7 +55,7 @@ def read_checkpoint(path: str | Path, *, trusted: bool = False) -> dict[str, Any
         raise UserError(f"{path}: there is no such file; give the path of an nnU-Net checkpoint (.pth).")
     # the archive's directory is at its end, where half a file has none
     if not is_zipfile(path):
-        raise UserError(f"{path}: this file is no checkpoint, or not a whole one; give one that nnU-Net has written.")
+        raise UserError(f"{path}: this file is not a checkpoint, or not a whole one; give one that nnU-Net wrote.")
     with torch.serialization.safe_globals(_NUMPY):
         try:
             if not trusted and (unsafe := torch.serialization.get_unsafe_globals_in_checkpoint(path)):
@@ -70,7 +70,7 @@ def read_checkpoint(path: str | Path, *, trusted: bool = False) -> dict[str, Any
                 f"{path}: this file cannot be read as a checkpoint ({reason}); give a whole one."
             ) from error
     if not isinstance(checkpoint, dict) or not {"network_weights", "init_args", "trainer_name"} <= checkpoint.keys():
-        raise UserError(f"{path}: this is no checkpoint of nnU-Net v2; give a checkpoint_final.pth that it wrote.")
+        raise UserError(f"{path}: this is not a checkpoint of nnU-Net v2; give a checkpoint_final.pth that it wrote.")
     return checkpoint
 
 

@@ -74,7 +74,7 @@ class SeededMixin(nnUNetTrainer):
                 pin_memory=loader.pin_memory,
                 wait_time=loader.wait_time,
             )
-        self.print_to_log_file(f"Batches of {type(loader).__name__} are not seeded: it is no loader of nnU-Net's own.")
+        self.print_to_log_file(f"Batches of {type(loader).__name__} are not seeded: it is not nnU-Net's own loader.")
         return loader
 
 

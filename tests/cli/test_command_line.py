@@ -2,6 +2,7 @@ import argparse
 import signal
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import pytest
@@ -97,3 +98,16 @@ def test_sigterm_raises_while_a_command_runs_and_not_afterwards(monkeypatch):
     assert cli.main(["doctor"]) == 0
     assert during != [before]
     assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_what_torch_warns_of_its_own_future_is_not_shown(monkeypatch: pytest.MonkeyPatch):
+    def run(arguments: argparse.Namespace) -> int:
+        for module in ("torch.jit._script", "mine"):
+            warnings.warn_explicit(f"{module} will change", FutureWarning, "script.py", 1, module=module)
+        return 0
+
+    monkeypatch.setattr(cli.COMMANDS["doctor"], "run", run)
+    with warnings.catch_warnings(record=True) as shown:
+        warnings.simplefilter("always")
+        assert cli.main(["doctor"]) == 0
+    assert [str(warning.message) for warning in shown] == ["mine will change"]

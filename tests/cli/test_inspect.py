@@ -77,7 +77,9 @@ def test_every_checkpoint_of_an_exported_model_is_described(capsys: pytest.Captu
     assert not Path("executed").exists()
 
 
-@pytest.mark.parametrize(("content", "told"), [(b"text", "no checkpoint, or not a whole one"), (None, "no such file")])
+@pytest.mark.parametrize(
+    ("content", "told"), [(b"text", "not a checkpoint, or not a whole one"), (None, "no such file")]
+)
 def test_what_is_no_checkpoint_is_told(capsys: pytest.CaptureFixture[str], content: bytes | None, told: str) -> None:
     if content is not None:
         Path("file.pth").write_bytes(content)

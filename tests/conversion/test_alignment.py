@@ -66,7 +66,7 @@ def test_physical_policy_takes_the_geometry_of_the_image_for_an_unfilled_header(
     assert "says nothing of its position" in notes.warnings[0]
 
 
-@pytest.mark.parametrize(("entry", "message"), [(0.4, "skewed by 26.6 degrees"), (np.nan, "is no affine matrix")])
+@pytest.mark.parametrize(("entry", "message"), [(0.4, "skewed by 26.6 degrees"), (np.nan, "is not an affine matrix")])
 def test_a_header_that_cannot_be_matters_only_where_it_would_be_believed(place, mask, entry, message):
     broken = {"qform": 0, "srow_x": (-0.8, entry, 0, 11)}
     with pytest.raises(CaseError, match=message):

@@ -186,7 +186,7 @@ def test_an_implausible_attenuation_is_warned_about(source, convert, ct):
 def test_an_image_with_holes_is_refused(source, convert, folder, ct, value):
     image = ct.astype(np.float32)
     image[3, 4, 5] = value
-    with pytest.raises(CaseError, match="1 voxels that are no finite number"):
+    with pytest.raises(CaseError, match="1 voxels that are not finite numbers"):
         convert(source(image=image))
     assert not files(folder)
 

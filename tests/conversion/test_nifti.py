@@ -133,7 +133,7 @@ def test_qform_serves_where_sform_is_no_affine_matrix(tmp_path, nifti, ct):
     path.write_bytes(content)
     notes = CaseLog()
     assert grid_of(path, notes).matches(GRID)
-    assert notes.repairs == ["the image's sform is no affine matrix: qform used"]
+    assert notes.repairs == ["the image's sform is not an affine matrix: qform used"]
 
 
 def test_forms_that_disagree_are_told(tmp_path, nifti, ct):

@@ -229,6 +229,7 @@ def test_tumour_only_where_a_segment_fits_the_pattern_of_another_label_first(sou
     [
         (("--label-map", "tumour"), "not of the form FROM=LABEL"),
         (("--label-map", "300=tumour"), "between 1 and 255"),
+        (("--label-map", "1=tumour", "01=pancreas"), "an earlier entry gives 1 another label"),
         (("--label-map", "1=background"), "nothing but background"),
         (("--label-map", "others=background"), "nothing but background"),
         (("--test-share", "1"), "not a share"),

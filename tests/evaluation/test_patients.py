@@ -46,7 +46,7 @@ def test_a_record_that_lacks_cases_points_to_the_table(raw: Path):
 def test_a_damaged_record_points_to_the_table(raw: Path):
     (raw / "D").mkdir()
     (raw / "D" / "conversion.json").write_text("{")
-    with pytest.raises(UserError, match=r"does not tell the patients .*; --patients FILE does"):
+    with pytest.raises(UserError, match=r"does not name the patients .*; --patients FILE does"):
         read_patients([RESULTS], None)
 
 

@@ -204,7 +204,7 @@ def test_predictions_within_the_results_keep_their_trainer(folders: Path):
         (lambda folder: (folder / "dataset.json").write_text("{"), "dataset.json cannot be read, or is no JSON"),
         (lambda folder: (folder / "dataset.json").write_text("[]"), "does not hold what nnU-Net writes"),
         (lambda folder: (folder / "dataset.json").write_text('{"labels": {"liver": 1}}'), "Background label not"),
-        (lambda folder: (folder / "plans.json").write_text("{}"), "are no pair that nnU-Net can use"),
+        (lambda folder: (folder / "plans.json").write_text("{}"), "are not a pair that nnU-Net can use"),
     ],
 )
 def test_models_that_cannot_be_read_end_in_a_sentence(spoil, sentence: str, folders: Path):
@@ -215,7 +215,7 @@ def test_models_that_cannot_be_read_end_in_a_sentence(spoil, sentence: str, fold
 
 
 def test_folders_without_results_end_in_a_sentence(folders: Path):
-    with pytest.raises(UserError, match="is no folder of results"):
+    with pytest.raises(UserError, match="is not a folder of results"):
         trainer_results(folders)
     with pytest.raises(UserError, match="has no validation results"):
         trainer_results(write_results(folders / "results", "nnUNetTrainer", {}))

@@ -248,7 +248,7 @@ def test_nothing_of_the_patches_size_is_kept_but_logits_and_target():
 
 
 @needs_numba
-def test_the_compiled_loops_are_taken_for_single_precision_on_the_cpu():
+def test_numba_kernels_are_taken_for_single_precision_on_the_cpu():
     logits, target, *_ = batch()
     flat_target = target.flatten(2)
     assert fused._select(logits.float().flatten(2), flat_target) is _fused_numba

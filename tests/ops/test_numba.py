@@ -266,7 +266,7 @@ def test_without_a_working_numba_one_warning_is_given_and_the_reference_computes
         _numba.why_unusable.cache_clear()
 
 
-def test_compiled_loops_are_kept_on_disk(tmp_path):
+def test_kernels_are_kept_on_disk(tmp_path):
     """The second process finds what the first compiled; it takes a few seconds less."""
     code = (
         "from nnunet_godc.ops import _numba\n"

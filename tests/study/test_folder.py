@@ -50,7 +50,14 @@ def test_plans_that_do_not_say_where_their_data_is_are_believed(folder: Path, pr
 
 def job(name: str, kind: Kind, *needs: str, made: Path | None = None) -> Job:
     expected = () if made is None else (str(made),)
-    return Job(id=name, kind=kind, command=("true",), depends_on=needs, expected=expected, adopted=kind == "train")
+    return Job(
+        id=name,
+        kind=kind,
+        command=("true",),
+        depends_on=needs,
+        expected=expected,
+        skip_if_output_exists=kind == "train",
+    )
 
 
 @pytest.mark.parametrize(("kind", "done"), [("predict", False), ("ensemble", False), ("train", True)])

@@ -74,9 +74,12 @@ def test_jobs_that_write_to_the_same_folder_of_nnunet_share_a_lock() -> None:
         assert job.lock == (f"{place}/.nnunet-godc.lock" if place else "")
 
 
-def test_every_job_survives_being_written_down() -> None:
+def test_every_job_survives_being_written_down_now_or_by_version_0_1_0() -> None:
     for job in jobs_of(study(plans=["nnUNetPlans", "nnUNetResEncUNetMPlans"], seeds=[3], predict={}), FOLDER):
         assert Job.from_json(job.to_json()) == job
+        former = job.to_json()
+        former["adopted"] = former.pop("skip_if_output_exists")
+        assert Job.from_json(former) == job
 
 
 def test_jobs_stand_after_what_they_depend_on() -> None:
@@ -114,8 +117,8 @@ def test_a_variation_brings_the_plans_it_is_made_from() -> None:
     sizes = {"patch_size": [8, 8, 8], "features": 4, "stages": 3}
     found = jobs(plans=[{"name": "Small", "from": "nnUNetPlans", **sizes}])
     assert needs(found["plan.Small"]) == {"plan.nnUNetPlans"}
-    assert not found["plan.Small"].adopted
-    assert found["plan.nnUNetPlans"].adopted
+    assert not found["plan.Small"].skip_if_output_exists
+    assert found["plan.nnUNetPlans"].skip_if_output_exists
     assert not any("nnUNetPlans.3d" in name for name in found)
 
 

@@ -70,11 +70,13 @@ def test_a_job_runs_again_when_what_it_made_is_gone(tmp_path: Path) -> None:
     assert read_state(tmp_path, "job").attempts == 2
 
 
-@pytest.mark.parametrize(("adopted", "status"), [(True, "done"), (False, "failed")])
-def test_only_what_may_be_adopted_counts_as_done_without_having_run(tmp_path: Path, adopted: bool, status: str) -> None:
+@pytest.mark.parametrize(("skip", "status"), [(True, "done"), (False, "failed")])
+def test_only_where_its_output_suffices_a_job_counts_as_done_without_having_run(
+    tmp_path: Path, skip: bool, status: str
+) -> None:
     (tmp_path / "plans").touch()
-    write_job(tmp_path, command=python("exit(3)"), expected=(str(tmp_path / "plans"),), adopted=adopted)
-    assert run_job(tmp_path, "job") == (0 if adopted else 3)
+    write_job(tmp_path, command=python("exit(3)"), expected=(str(tmp_path / "plans"),), skip_if_output_exists=skip)
+    assert run_job(tmp_path, "job") == (0 if skip else 3)
     assert read_state(tmp_path, "job").status == status
 
 
@@ -231,7 +233,7 @@ class TestWaiting:
             f"while not pathlib.Path({str(tmp_path / 'gate')!r}).exists(): time.sleep(0.02)\n"
             f"pathlib.Path({str(tmp_path / 'made')!r}).touch()"
         )
-        return {"command": python(script), "expected": (str(tmp_path / "made"),), "adopted": True}
+        return {"command": python(script), "expected": (str(tmp_path / "made"),), "skip_if_output_exists": True}
 
     @staticmethod
     def waits_until_it_is_made(folder: Path, gate: Path) -> None:

@@ -132,11 +132,11 @@ def half_trained(make_study: MakeStudy, tmp_path: Path) -> Study:
 
 @pytest.mark.slurm
 def test_a_failed_job_stops_its_dependents_and_no_others(make_study: MakeStudy, tmp_path: Path) -> None:
-    mended = tmp_path / "mended"
+    repaired = tmp_path / "repaired"
     study = make_study(
         make_job("plan", kind="plan"),
         make_job("train-0", depends_on=("plan",)),
-        make_job("train-1", f"open({str(mended)!r})", depends_on=("plan",)),
+        make_job("train-1", f"open({str(repaired)!r})", depends_on=("plan",)),
         make_job("train-2", depends_on=("plan",)),
         make_job("predict-0", kind="predict", depends_on=("train-0",)),
         make_job("predict-1", kind="predict", depends_on=("train-1",)),
@@ -149,7 +149,7 @@ def test_a_failed_job_stops_its_dependents_and_no_others(make_study: MakeStudy, 
     assert "No such file" in study.log("train-1")
     assert not job_folder(study.folder, "predict-1").log.exists()
 
-    mended.touch()
+    repaired.touch()
     study.run()
     assert set(study.wait().values()) == {"done"}
     assert {name: study.state(name).attempts for name in ("plan", "train-0", "train-1", "predict-1")} == {

@@ -7,6 +7,7 @@ the distance of slices, which it is not where every other slice is empty.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -69,22 +70,12 @@ def read_segments(dataset: FileDataset, series: DicomSeries, log: CaseLog) -> li
         raise CaseError(
             f"{len(groups) - len(planes)} frames of the DICOM-SEG do not say where they lie; export it again"
         )
-    kind = "LABELMAP" if sop_class_of(dataset) == LABELMAP else text_of(dataset, "SegmentationType") or "BINARY"
-    if kind not in ("BINARY", "FRACTIONAL", "LABELMAP"):
-        raise UnreadableError("cannot be read: it is damaged or not a DICOM-SEG")
-    threshold: float | None = None if kind == "LABELMAP" else 1
-    if kind == "FRACTIONAL":
-        threshold = HALF * (whole_of(dataset, "MaximumFractionalValue") or 1)
-        log.repairs.append("fractional DICOM-SEG made masks: a voxel belongs to them from one half on")
+    threshold = _threshold(dataset, log)
     shape = sides_of(dataset)
-    pixels, bits = value_of(dataset, "PixelData"), whole_of(dataset, "BitsAllocated") or 1
-    whole = isinstance(pixels, bytes) and (
-        dataset["PixelData"].is_undefined_length or 8 * len(pixels) >= shape[0] * shape[1] * len(groups) * bits
-    )
-    if not whole:
+    if not _is_whole(dataset, shape, len(groups)):
         raise UnreadableError("is not whole; download it again")
     labels = segments_of(dataset)
-    shown = [None if kind == "LABELMAP" else _segment_of(frame) for frame in groups]
+    shown = [None if threshold is None else _segment_of(frame) for frame in groups]
     if not labels or not {number for number in shown if number is not None} <= labels.keys():
         raise UnreadableError("cannot be read: its frames show segments that it does not name")
 
@@ -108,6 +99,24 @@ def read_segments(dataset: FileDataset, series: DicomSeries, log: CaseLog) -> li
         (label, partial(draw, number, [f for f in frames if f.segment in (number, None)], series.grid, log))
         for number, label in labels.items()
     ]
+
+
+def _threshold(dataset: FileDataset, log: CaseLog) -> float | None:
+    """From which value on a pixel belongs to its frame's segment; None in a label map, where it names its segment."""
+    kind = "LABELMAP" if sop_class_of(dataset) == LABELMAP else text_of(dataset, "SegmentationType") or "BINARY"
+    if kind not in ("BINARY", "FRACTIONAL", "LABELMAP"):
+        raise UnreadableError("cannot be read: it is damaged or not a DICOM-SEG")
+    if kind != "FRACTIONAL":
+        return None if kind == "LABELMAP" else 1
+    log.repairs.append("fractional DICOM-SEG made masks: a voxel belongs to them from one half on")
+    return HALF * (whole_of(dataset, "MaximumFractionalValue") or 1)
+
+
+def _is_whole(dataset: FileDataset, shape: tuple[int, int], frames: int) -> bool:
+    pixels, bits = value_of(dataset, "PixelData"), whole_of(dataset, "BitsAllocated") or 1
+    return isinstance(pixels, bytes) and (
+        dataset["PixelData"].is_undefined_length or 8 * len(pixels) >= math.prod(shape) * frames * bits
+    )
 
 
 def segments_of(dataset: Dataset) -> dict[int, str]:

@@ -244,12 +244,7 @@ def _candidates(folder: _Folder, log: CaseLog, *, any_modality: bool) -> list[li
     candidates: list[list[ImageHeader]] = []
     faulty: list[list[ImageHeader]] = []
     for group in _grouped([header for header in folder.headers if not header.is_localizer], log):
-        modality, *others = {header.modality for header in group}
-        if others:
-            raise CaseError(
-                f"the slices of {_name(group)} name several modalities; the headers of some are damaged",
-                file=group[0].file,
-            )
+        modality = _modality(group)
         if modality not in ("CT", "") and not any_modality:
             # Only a name that is known is told: a damaged entry may hold anything.
             if modality in _OTHER_MODALITIES:
@@ -262,10 +257,10 @@ def _candidates(folder: _Folder, log: CaseLog, *, any_modality: bool) -> list[li
             doubtful["image|without position, direction or spacing"] += len(group)
         else:
             candidates.append(group)
-    if not candidates and faulty:
-        first = faulty[0][0]
-        raise CaseError(f"there is no CT series here: {_name(faulty[0])} {first.fault}", file=first.file)
     if not candidates:
+        if faulty:
+            first = faulty[0][0]
+            raise CaseError(f"there is no CT series here: {_name(faulty[0])} {first.fault}", file=first.file)
         found = _counted(doubtful + passed)
         raise CaseError(f"there is no CT series here, only {found}; name the folder of a CT series")
     doubtful["DICOM file|of unknown content"] = folder.unknown
@@ -278,6 +273,16 @@ def _candidates(folder: _Folder, log: CaseLog, *, any_modality: bool) -> list[li
     if any(not group[0].modality for group in candidates):
         log.warnings.append("the DICOM header names no modality; taken for CT")
     return candidates
+
+
+def _modality(group: Sequence[ImageHeader]) -> str:
+    modality, *others = {header.modality for header in group}
+    if others:
+        raise CaseError(
+            f"the slices of {_name(group)} name several modalities; the headers of some are damaged",
+            file=group[0].file,
+        )
+    return modality
 
 
 def _grouped(headers: Sequence[ImageHeader], log: CaseLog) -> list[list[ImageHeader]]:
@@ -394,7 +399,7 @@ def _stacked(slices: Sequence[ImageHeader]) -> list[_Slice]:
             )
     directions = np.array([planes[0].along_row, planes[0].along_column])
     if np.abs(np.linalg.norm(directions, axis=1) - 1).max() > 0.05 or abs(directions[0] @ directions[1]) > 0.5:
-        raise CaseError("the direction cosines of the series are no perpendicular unit vectors; fix its headers")
+        raise CaseError("the direction cosines of the series are not perpendicular unit vectors; fix its headers")
     return sorted(located, key=lambda slice_: float(planes[0].normal @ slice_[1].position))
 
 

@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from nnunet_godc import compiled_loops
+from nnunet_godc.kernels import numba as compiling
 
 numba = pytest.importorskip("numba", exc_type=ImportError)
 
@@ -27,7 +27,7 @@ def test_what_is_compiled_is_kept_in_the_users_cache_and_not_beside_the_module(
     monkeypatch.syspath_prepend(modules)
     monkeypatch.setattr(numba.config, "CACHE_DIR", "")
     monkeypatch.setenv("XDG_CACHE_HOME", str(cache))
-    assert compiled_loops.load("loops_of_a_test").successor(1) == 2
+    assert compiling.load("loops_of_a_test").successor(1) == 2
     assert numba.config.CACHE_DIR == ""
     assert list((cache / "nnunet-godc").rglob("*.nbc"))
     assert not list(modules.rglob("*.nb?"))

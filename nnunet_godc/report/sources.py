@@ -19,7 +19,7 @@ VOLUMES = ["case", "label", "reference_mm3"]
 
 
 @dataclass(frozen=True)
-class Tables:
+class Sources:
     """Attributes:
     results: folders and tables that `nnunet_godc.evaluation.evaluate` reads.
     running: folders of models that have no results yet.
@@ -35,7 +35,7 @@ class Tables:
     explained: Sequence[Path]
 
 
-def sort_tables(paths: Sequence[Path]) -> Tables:
+def sort_sources(paths: Sequence[Path]) -> Sources:
     """Tables told apart by their columns; a folder that an evaluation was written to stands for its measurements.
 
     Raises:
@@ -69,7 +69,7 @@ def sort_tables(paths: Sequence[Path]) -> Tables:
         raise UserError(f"there are no measurements{why}; give folders of results, or a measurements.csv as well")
     measured = [path for path in results if path.is_file()]
     found = _volumes(volumes, measured) if volumes and measured else {}
-    return Tables(results, running, pd.concat(epochs) if epochs else None, found, explained)
+    return Sources(results, running, pd.concat(epochs) if epochs else None, found, explained)
 
 
 def _volumes(paths: Sequence[Path], measured: Sequence[Path]) -> dict[tuple[str, str, str], float]:

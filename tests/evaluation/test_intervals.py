@@ -6,7 +6,7 @@ from scipy import stats
 
 from nnunet_godc.evaluation import bootstrap
 from nnunet_godc.evaluation.bootstrap import pivot_quantiles, ratios
-from nnunet_godc.evaluation.statistics import (
+from nnunet_godc.evaluation.intervals import (
     mean_intervals,
     median_intervals,
     proportion_intervals,

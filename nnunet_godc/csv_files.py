@@ -102,7 +102,7 @@ def read_table(path: Path, required: Sequence[str], optional: Sequence[str] = ()
                 stripped.pop()
             where = f"{path}, line {reader.line_num}"
             if len(stripped) != len(columns):
-                raise UserError(f"{where}: {len(stripped)} fields where the header has {len(columns)}; mend that line")
+                raise UserError(f"{where}: {len(stripped)} fields where the header has {len(columns)}; fix that line")
             values = {**dict.fromkeys(optional, ""), **dict(zip(columns, stripped, strict=True))}
             empty = next((column for column in required if not values[column]), None)
             if empty is not None:
@@ -110,7 +110,7 @@ def read_table(path: Path, required: Sequence[str], optional: Sequence[str] = ()
             rows.append(Row(where, reader.line_num, values))
     except csv.Error:
         raise UserError(
-            f"{path}, line {reader.line_num}: its quotation marks are not in order; mend that line"
+            f"{path}, line {reader.line_num}: its quotation marks are not in order; fix that line"
         ) from None
     if not rows:
         raise UserError(f"{path} has no rows; write a header {_header(required)} and a line for every case")

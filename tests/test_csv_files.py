@@ -1,7 +1,7 @@
 import pytest
 
+from nnunet_godc.csv_files import read_table
 from nnunet_godc.errors import UserError
-from nnunet_godc.tables import read_table
 
 
 @pytest.mark.parametrize(
