@@ -16,6 +16,7 @@ from nnunet_godc.report.assets import page_options
 from nnunet_godc.study.definition import Study
 from nnunet_godc.study.folder import job_folder, read_study_folder
 from nnunet_godc.study.planning import evaluation_command
+from nnunet_godc.study.published import published_table
 from nnunet_godc.study.status import JobStatus, job_statuses
 
 REPORT = "report.md"
@@ -60,6 +61,8 @@ def _evaluate(study: Study, command: Sequence[str]) -> str:
     if answer.returncode and not (page.exists() and page.stat().st_mtime_ns > before):
         raise UserError(f"the evaluation failed, see above; it was: {' '.join(command)}")
     text = page.read_text(encoding="utf-8").strip()
+    if study.definition.published is not None:
+        text = f"{text}\n\n{published_table(study.definition.published, page.parent)}"
     baseline = study.definition.evaluate.get("baseline")
     if baseline is not None and "--baseline" not in command:
         return f"{baseline}, the baseline, has no results yet: the others are compared with each other.\n\n{text}"

@@ -94,6 +94,32 @@ class Predict(ConfigModel):
     references: str | None = None
 
 
+class PublishedMethod(ConfigModel):
+    """A row of a published table.
+
+    Attributes:
+        trainer: that of the study which stands for it; None if there is none.
+        values: in %, by metric.
+    """
+
+    trainer: str | None = None
+    values: Annotated[dict[Literal["Dice", "IoU", "Precision", "Recall"], float], Field(min_length=1)]
+
+
+class Published(ConfigModel):
+    """A published table, beside which the report puts what was measured.
+
+    Attributes:
+        source: where it stands.
+        label: that it is about.
+        methods: its rows, by the names that it gives them.
+    """
+
+    source: str
+    label: str
+    methods: Annotated[dict[str, PublishedMethod], Field(min_length=1)]
+
+
 class Slurm(ConfigModel):
     """What the cluster wants to know; what is not described here are options of sbatch.
 
@@ -159,6 +185,7 @@ class StudyConfig(ConfigModel):
         predict: images to predict; None for none.
         ensemble: whether the predictions of all plans and configurations of a trainer are averaged, too.
         evaluate: options of `nnunet-godc evaluate` by their long names.
+        published: a table of others, to compare with.
         environment: variables for all jobs, such as those of nnU-Net's W&B logger (nnUNet_wandb_enabled,
             nnUNet_wandb_project, nnUNet_wandb_mode). They go before those of the shell.
         resources: where jobs run and what each asks for.
@@ -176,6 +203,7 @@ class StudyConfig(ConfigModel):
     predict: Predict | None = None
     ensemble: bool = False
     evaluate: dict[str, Any] = {}
+    published: Published | None = None
     environment: dict[str, str] = {}
     resources: StudyResources = StudyResources()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import pytest
 
 from nnunet_godc.errors import UserError
 from nnunet_godc.study.collect import collect
+from nnunet_godc.study.definition import Published
 from nnunet_godc.study.folder import job_folder, update_state, write_json
 
 TRAINING = "train.Dataset901_Tiny.{}.nnUNetPlans.3d_fullres.fold0"
@@ -118,3 +120,22 @@ def test_an_evaluation_with_missing_cases_counts_if_it_has_a_report(
     monkeypatch.setenv("NO_REPORT", "1")
     with pytest.raises(UserError, match="the evaluation failed"):
         collect(study)
+
+
+def test_a_published_table_follows_the_evaluation(
+    study: Path, train: Callable[[str], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    described = json.loads((study / "study.json").read_text())
+    table = {"source": "Table III", "label": "liver", "methods": {"U-Net": {"values": {"Dice": 91.21}}}}
+    described["definition"]["published"] = table
+    write_json(study / "study.json", described)
+    asked = []
+
+    def stand_in(published: Published, evaluation: Path) -> str:
+        asked.append((published.source, evaluation))
+        return "## Beside published numbers"
+
+    monkeypatch.setattr("nnunet_godc.study.collect.published_table", stand_in)
+    train("nnUNetTrainer")
+    assert collect(study).read_text().endswith(" against nnUNetTrainer\n\n#### Beside published numbers\n")
+    assert asked == [("Table III", study / "evaluation" / "Dataset901_Tiny")]

@@ -83,8 +83,12 @@ class Workspace:
         """A run whose trainings last until `go_on` is called."""
         (self.root / "wait").touch()
         with self.start() as process:
-            wait_until(lambda: self.trained)
-            yield process
+            try:
+                wait_until(lambda: self.trained)
+                yield process
+            except BaseException:
+                process.terminate()  # or leaving `with` would wait for ever
+                raise
 
     def go_on(self) -> None:
         (self.root / "wait").unlink()
