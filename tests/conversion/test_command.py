@@ -95,7 +95,7 @@ def test_a_dataset_stays_whole_where_its_folds_cannot_be_placed(lits, tmp_path, 
     ("options", "message"),
     [
         (["-d", "1000"], "run from 1 to 999"),
-        (["-np", "-1"], "no number of worker processes"),
+        (["-np", "-1"], "not a number of worker processes"),
         (["--regions", "--tumour-only"], "exclude each other"),
         (["--spacing-csv", "nowhere.csv"], "nowhere.csv cannot be read"),
         (["--leave-out-scans-of", "nowhere"], "nowhere has no conversion.json"),

@@ -37,6 +37,6 @@ def test_a_missing_folder_and_a_file_are_refused(tmp_path):
     with pytest.raises(UserError, match="does not exist"):
         check_source_folder(tmp_path / "none")
     (tmp_path / "a.nii.gz").write_bytes(b"")
-    with pytest.raises(UserError, match="no folder"):
+    with pytest.raises(UserError, match="not a folder"):
         check_source_folder(tmp_path / "a.nii.gz")
     check_source_folder(tmp_path)

@@ -43,7 +43,7 @@ def test_scaled_labels_are_read_by_value(tmp_path, nifti, mask):
 def test_interpolated_labels_are_refused(tmp_path, nifti, mask, value):
     stored = mask.astype(np.float32)
     stored[0, 0, 0] = value
-    with pytest.raises(CaseError, match="no whole numbers"):
+    with pytest.raises(CaseError, match="not whole numbers"):
         read(nifti(tmp_path / "a.nii", stored))
 
 

@@ -39,7 +39,7 @@ def test_a_record_that_lacks_cases_points_to_the_table(raw: Path):
     (raw / "D").mkdir()
     record = {"format": RECORD_FORMAT, "cases": {"a": {"patient": "p"}}}
     (raw / "D" / "conversion.json").write_text(json.dumps(record))
-    with pytest.raises(UserError, match=r"lacks 1 cases, such as b, .*; --patients FILE tells"):
+    with pytest.raises(UserError, match=r"lacks 1 cases, such as b, .*; --patients FILE names"):
         read_patients([RESULTS], None)
 
 

@@ -219,5 +219,5 @@ def test_folders_without_results_end_in_a_sentence(folders: Path):
         trainer_results(folders)
     with pytest.raises(UserError, match="has no validation results"):
         trainer_results(write_results(folders / "results", "nnUNetTrainer", {}))
-    with pytest.raises(UserError, match="is no folder; give"):
+    with pytest.raises(UserError, match="is not a folder; give"):
         predicted_results(folders / "nowhere", folders)

@@ -153,7 +153,10 @@ GOOD = "D,3d,P,T,0,,a,a,liver,Dice,0.5,defined,,\n"
         ("a,b\n1,2\n", r"other\.csv is not a table of nnunet-godc evaluate: it lacks the column dataset"),
         (f"{HEADER.replace('patient,', '')}\n", r"other\.csv .* lacks the column patient"),
         (f"{HEADER}\n", r"other\.csv holds no measurements"),
-        (f"{HEADER}\n{GOOD}{GOOD.replace('0.5', 'high')}", r"other\.csv .*line 3: 'high' in the column value is no n"),
+        (
+            f"{HEADER}\n{GOOD}{GOOD.replace('0.5', 'high')}",
+            r"other\.csv .*line 3: 'high' in the column value is not a",
+        ),
         (f"{HEADER}\n{GOOD.replace('T,0', 'T,1.5')}", r"line 2: '1.5' in the column fold is not a whole number"),
         (f"{HEADER}\n{GOOD}{GOOD.replace('defined', 'gone')}", r"other\.csv, line 3: 'gone' is not a state"),
         (f"{HEADER}\n{GOOD}D,3d,P,T,0,,a,a,liv", r"other\.csv, line 3: .* is not a state"),  # cut off
