@@ -150,7 +150,7 @@ def find_cases(root: Path, arguments: argparse.Namespace) -> CollectionListing:
         pairs, problems = pairs_by_table(root, arguments.csv)
     else:
         pairs, problems = pairs_by_pattern(root, arguments.image_pattern, arguments.mask_pattern)
-    pairs, told = with_patients(pairs)
+    pairs, reported = with_patients(pairs)
     keys = read_keys(arguments.key_file) if arguments.key_file else {}
     names = new_names(pairs, PREFIX, keys, root)
     patients = new_patients(pairs, names)
@@ -171,7 +171,7 @@ def find_cases(root: Path, arguments: argparse.Namespace) -> CollectionListing:
         )
         for name, pair, patient, test in zip(names, pairs, patients, tests, strict=True)
     ]
-    warnings = [told] if told else []
+    warnings = [reported] if reported else []
     if not any(tests):
         warnings.append("no case is set apart for testing; --test-share SHARE draws some, or --csv names them")
     if not arguments.key_file:

@@ -79,12 +79,12 @@ def align_label(
             return _resampled(Volume(stored, grid).reoriented(orientation), target, log), grid
     if policy == "axes":
         axes = grid or Grid(stored.shape, (1.0, 1.0, 1.0), (0.0, 0.0, 0.0), _LAS)
-        turned = Volume(stored, axes).reoriented(orientation)
-        if turned.grid.shape == target.shape:
+        reoriented = Volume(stored, axes).reoriented(orientation)
+        if reoriented.grid.shape == target.shape:
             by = "its header" if grid else "rule (rows to the front, slices to the head)"
             log.repairs.append(f"label turned along the axes of {by} and laid onto the image's grid")
-            _compare_flips(turned.voxels, image, log)
-            return turned.voxels, grid
+            _compare_flips(reoriented.voxels, image, log)
+            return reoriented.voxels, grid
     if policy == "physical" and image_is_dicom:
         raise CaseError(
             "the label's header says nothing of its position, and the voxels of a DICOM series have no order that it "
@@ -98,8 +98,8 @@ def align_label(
         )
     says = "says nothing of its position" if grid is None else "puts it elsewhere"
     # A collection's own rule holds for all cases alike; what one header lacks is for a person to look at.
-    told = log.warnings if policy == "physical" else log.repairs
-    told.append(f"label takes the image's geometry: its own header {says}, and the shapes agree")
+    reported = log.warnings if policy == "physical" else log.repairs
+    reported.append(f"label takes the image's geometry: its own header {says}, and the shapes agree")
     placed = Volume(stored, image_grid).reoriented(orientation).voxels
     _compare_flips(placed, image, log)
     return placed, grid

@@ -216,8 +216,8 @@ def inspect_case(source: CaseSource, settings: CaseSettings) -> str:
             parts.append(holds)
     except OSError as error:
         raise CaseError(UNREADABLE) from error
-    told = "; ".join([*log.repairs, *log.warnings, *log.remarks])
-    return f"{', '.join(parts)}{f' ({told})' if told else ''}"
+    reported = "; ".join([*log.repairs, *log.warnings, *log.remarks])
+    return f"{', '.join(parts)}{f' ({reported})' if reported else ''}"
 
 
 @dataclass(frozen=True)

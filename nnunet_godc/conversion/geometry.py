@@ -96,13 +96,13 @@ class Grid:
                 direction[:, axis] *= -1
         i, j, k = order
         shape, spacing = self.shape, self.spacing
-        turned = Grid(
+        reoriented = Grid(
             (shape[i], shape[j], shape[k]),
             (spacing[i], spacing[j], spacing[k]),
             _triple(origin),
             _matrix(direction[:, order]),
         )
-        return turned, order, tuple(flips)
+        return reoriented, order, tuple(flips)
 
     def with_spacing(self, spacing: Triple | None, log: CaseLog, *, what: str) -> Grid:
         """The grid with the voxel sizes that a user gives, mm along i, j, k; its first voxel stays where it is.

@@ -157,11 +157,11 @@ def with_patients(pairs: Sequence[CaseSource]) -> tuple[list[CaseSource], str]:
         return list(pairs), ""
     if len(found) > 2 and len(set(found)) == 1:
         return list(pairs), "all DICOM scans name the same PatientID, so that it says nothing of patients"
-    told = f"patients of {len(found)} DICOM scans told apart by their PatientID: {len(set(found))} patients"
+    reported = f"patients of {len(found)} DICOM scans told apart by their PatientID: {len(set(found))} patients"
     # The mark keeps them apart from names that a user gives.
     return [
         replace(pair, patient=f"\0{name}") if name in found else pair for pair, name in zip(pairs, ids, strict=True)
-    ], told
+    ], reported
 
 
 def _existing(path: Path) -> Path:

@@ -93,7 +93,7 @@ class Cube:
 
         Taken before averaging: an average over trainings comes nearer to zero than each of them.
         """
-        at_zero = [k for k, endpoint in enumerate(self.measured_questions) if better(endpoint.metric) == "zero"]
+        at_zero = [k for k, endpoint in enumerate(self.measured_endpoints) if better(endpoint.metric) == "zero"]
         if not at_zero:
             return self.values
         compared = self.values.copy()
@@ -101,7 +101,7 @@ class Cube:
         return compared
 
     @property
-    def measured_questions(self) -> tuple[Endpoint, ...]:
+    def measured_endpoints(self) -> tuple[Endpoint, ...]:
         return self.endpoints[len(self.label_columns) :]
 
     def side(self, method: int, values: Floats) -> Side:

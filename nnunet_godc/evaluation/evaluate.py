@@ -389,9 +389,9 @@ def _about_lesions(options: Options, asked_for: Sequence[str] | None, groups: Se
 
 
 def _not_reported(error: UserError, problems: Sequence[str], target: Path | None) -> str:
-    told = "".join(f"\n  {text}" for text in problems)
+    reported = "".join(f"\n  {text}" for text in problems)
     earlier = target is not None and (target / REPORT).exists()
-    return f"measured, but not reported: {error}{told}" + (
+    return f"measured, but not reported: {error}{reported}" + (
         "; the report that is there is of an earlier run" if earlier else ""
     )
 

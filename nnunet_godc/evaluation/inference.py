@@ -203,12 +203,12 @@ def crossed_intervals(
         share = np.minimum((1 + 1 / spread.freedom) * spread.training / variance, 1)
         freedom = 1 / (share**2 / spread.freedom + (1 - share) ** 2 / (patients - 1))
         error = np.sqrt(variance)
-        told = (
+        estimable = (
             (patients >= FEWEST_PATIENTS) & (spread.freedom > 0) & (error > 1e-12 * np.maximum(np.abs(estimate), 1e-12))
         )
-        half = np.where(told, stats.t.ppf((1 + level) / 2, freedom) * error, np.nan)
-        p_values = np.where(told, 2 * stats.t.sf(np.abs(estimate) / error, freedom), np.nan)
-    return Interval(estimate, estimate - half, estimate + half), p_values, np.where(told, freedom, np.nan)
+        half = np.where(estimable, stats.t.ppf((1 + level) / 2, freedom) * error, np.nan)
+        p_values = np.where(estimable, 2 * stats.t.sf(np.abs(estimate) / error, freedom), np.nan)
+    return Interval(estimate, estimate - half, estimate + half), p_values, np.where(estimable, freedom, np.nan)
 
 
 def training_spread(cube: Cube, side: Side, values: Floats, defined: NDArray[np.bool_]) -> Spread:

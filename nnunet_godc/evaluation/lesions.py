@@ -49,11 +49,11 @@ class LesionRule:
     dilation: int = 0
 
     def __str__(self) -> str:
-        told = [f"detected from an IoU of {self.minimum_iou:g}"]
-        told.append("one to one" if self.one_to_one else "all predicted lesions of one taken together")
-        told += [f"none below {self.minimum_ml:g} ml"] if self.minimum_ml else []
-        told += [f"masks dilated by {self.dilation} voxels before they are taken apart"] if self.dilation else []
-        return ", ".join(told)
+        parts = [f"detected from an IoU of {self.minimum_iou:g}"]
+        parts.append("one to one" if self.one_to_one else "all predicted lesions of one taken together")
+        parts += [f"none below {self.minimum_ml:g} ml"] if self.minimum_ml else []
+        parts += [f"masks dilated by {self.dilation} voxels before they are taken apart"] if self.dilation else []
+        return ", ".join(parts)
 
 
 @dataclass(frozen=True)

@@ -52,7 +52,7 @@ def choose_cases(sections: Sequence[Section], baseline: str | None, most: int) -
     for number, section in enumerate(section for section in sections if not section.by_size):
         cube = section.cube
         names = short_names(cube.methods)
-        for column, endpoint in enumerate(cube.measured_questions):
+        for column, endpoint in enumerate(cube.measured_endpoints):
             if endpoint.metric != DICE or endpoint.label == OVER_LABELS:
                 continue
             values = {m: cube.side(i, cube.values).values[:, column] for i, m in enumerate(cube.methods)}

@@ -251,7 +251,7 @@ def _case_by_case(section: Section, methods: Sequence[Method]) -> Iterator[Chart
     summaries = {(entry.method, entry.endpoint): entry for entry in section.summaries}
     cases = list(cube.cases)
     headline = {(section.headline(metric), metric) for metric in section.metrics}
-    columns = list(enumerate(cube.measured_questions))
+    columns = list(enumerate(cube.measured_endpoints))
     columns.sort(
         key=lambda item: (item[1].metric not in section.metrics, (item[1].label, item[1].metric) not in headline)
     )

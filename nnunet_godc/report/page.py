@@ -200,7 +200,7 @@ def _task(
         return None
     result, first = found[shown[0]]
     at, scores = cube.cases.index(case), {}
-    for column, endpoint in enumerate(cube.measured_questions):
+    for column, endpoint in enumerate(cube.measured_endpoints):
         if endpoint.metric == DICE:
             for method in shown:
                 value = cube.side(cube.methods.index(method), cube.values).values[at, column]

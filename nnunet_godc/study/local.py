@@ -67,9 +67,9 @@ class LocalExecutor:
         Raises:
             UserError: it does not end.
         """
-        told = [job.id for job in jobs if _tell_to_end(folder, job.id)]
+        asked = [job.id for job in jobs if _tell_to_end(folder, job.id)]
         deadline = time.monotonic() + SECONDS_TO_CANCEL
-        while remaining := [name for name in told if is_held(job_folder(folder, name).lock)]:
+        while remaining := [name for name in asked if is_held(job_folder(folder, name).lock)]:
             if time.monotonic() > deadline:
                 state = read_state(folder, remaining[0])
                 raise UserError(f"{remaining[0]}, process {state.group or state.pid}, does not end; end it yourself.")

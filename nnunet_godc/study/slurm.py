@@ -87,8 +87,8 @@ class SlurmExecutor:
         submitted = self._refresh(folder, jobs)
         if submitted:
             # A run that was killed, or which Slurm no longer answered, leaves its jobs on hold.
-            told = _ask_slurm(submitted.values())
-            _release([slurm_id for slurm_id, answer in told.items() if answer == ("PENDING", HELD)])
+            answers = _ask_slurm(submitted.values())
+            _release([slurm_id for slurm_id, answer in answers.items() if answer == ("PENDING", HELD)])
         states = current_states(folder, jobs)
         missing = [job for job in in_order(jobs) if job.id not in submitted and states[job.id].status != "done"]
         open_jobs = {job.id for job in missing} | submitted.keys()

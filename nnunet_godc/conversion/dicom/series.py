@@ -267,9 +267,9 @@ def _candidates(folder: _Folder, log: CaseLog, *, any_modality: bool) -> list[li
     passed["image|without a volume"] = sum(map(len, faulty))
     passed["DICOM file|without an image"] = folder.others
     passed["file|of other kinds"] = len(folder.foreign)
-    for counts, told in ((passed, log.remarks), (doubtful, log.warnings)):
+    for counts, reported in ((passed, log.remarks), (doubtful, log.warnings)):
         if +counts:
-            told.append(f"passed over {_counted(counts)}")
+            reported.append(f"passed over {_counted(counts)}")
     if any(not group[0].modality for group in candidates):
         log.warnings.append("the DICOM header names no modality; taken for CT")
     return candidates
